@@ -1,0 +1,43 @@
+# Everything runs in .venv, which `make install` creates with the PYTHON named here.
+PYTHON ?= python3.11
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: install quickstart test test-slow test-gpu bench-gpu lint format clean
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+quickstart: install  ## train a small network on the images that come along, evaluate it, draw its predictions
+	$(RUN) main.py --config=configs/nuclei_panoptic.py:quick --workdir=runs/quickstart
+	$(RUN) main.py --mode=predict --checkpoint=runs/quickstart --workdir=runs/quickstart \
+		--images=maskdino_jax/data/samples/nuclei/val
+
+test: install  ## the fast tests
+	$(RUN) -m pytest
+
+test-slow: install  ## minutes each
+	$(RUN) -m pytest -m slow
+
+test-gpu:  ## on a machine with an NVIDIA GPU; uses the present environment
+	MASKDINO_TEST_PLATFORM=cuda,cpu python3 -m pytest -m gpu
+
+bench-gpu:  ## on a machine with an NVIDIA GPU; writes docs/benchmarks
+	python3 -m benchmarks.deform_attn --output=docs/benchmarks
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports
+
+format: install
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache build *.egg-info

@@ -1,0 +1,67 @@
+"""Nuclei in fluorescence images: panoptic segmentation of the data set that comes with the package.
+
+    python main.py --config=configs/nuclei_panoptic.py            # ResNet-50, for a GPU
+    python main.py --config=configs/nuclei_panoptic.py:quick      # a small network, minutes on two CPU cores
+
+100 training and 25 validation images of 256 x 256 pixels (BBBC038, CC0), one thing (nucleus) and one stuff class.
+Trained from scratch, hence group norm in the backbone. Results: docs/results.md.
+"""
+
+from maskdino_jax.config import Config, SplitConfig
+
+
+def get_config(variant: str = "r50") -> Config:
+    config = Config(name=f"nuclei_panoptic_{variant}")
+    config.data.train = SplitConfig(
+        images="train", annotations="annotations/panoptic_train.json", panoptic="panoptic_train"
+    )
+    config.data.val = SplitConfig(
+        images="val",
+        annotations="annotations/panoptic_val.json",
+        panoptic="panoptic_val",
+        instances="annotations/instances_val.json",
+    )
+    config.data.image_size = (256, 256)
+    config.data.scale = (0.5, 2.0)
+    config.data.max_instances = 128
+    config.data.eval_short_side = config.data.eval_long_side = 256
+    config.data.workers = 0
+    config.model.backbone.norm = "group_norm"
+    config.optimizer.backbone_multiplier = 1.0
+    config.optimizer.warmup_steps = 50
+    config.train.steps = 5_000
+    config.optimizer.milestones = (4_000, 4_700)
+    config.train.eval_every = config.train.checkpoint_every = 500
+    config.train.eval_at_start = True
+    config.inference.batch_size = 5
+    if variant == "quick":
+        _shrink(config)
+    elif variant != "r50":
+        raise ValueError(f"nuclei_panoptic.py has no variant {variant!r}: choose r50 or quick.")
+    return config
+
+
+def _shrink(config: Config) -> None:
+    """The same network with smaller numbers."""
+    config.data.image_size = (128, 128)
+    config.data.scale = (1.0, 3.0)
+    config.data.max_instances = 64
+    config.model.backbone.depths = (1, 1, 1, 1)
+    config.model.backbone.width = 32
+    config.model.hidden_dim = 64
+    config.model.num_heads = 4
+    config.model.encoder.layers = 2
+    config.model.encoder.ffn_dim = 128
+    config.model.encoder.in_features = ("res3", "res4", "res5")
+    config.model.encoder.num_levels = 3
+    config.model.decoder.layers = 2
+    config.model.decoder.ffn_dim = 128
+    config.model.decoder.num_queries = 100
+    config.model.denoising.num_queries = 64
+    config.loss.num_points = 784
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.milestones = (450, 550)
+    config.train.steps = 600
+    config.train.batch_size = 4
+    config.train.eval_every = 0
+    config.train.checkpoint_every = 200

@@ -1,0 +1,391 @@
+"""Every option of the system: type, default and unit, with validation that names the remedy.
+
+A config file (`configs/*.py`) builds a `Config` and sets only the values that differ from these defaults; the command
+line overrides any leaf with `--config.<path>=<value>`. `slots=True` turns a misspelt field into an error in both places.
+"""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class BackboneConfig:
+    """Bottleneck residual network (He et al. 2016) with features at strides 4, 8, 16 and 32."""
+
+    depths: tuple[int, ...] = (3, 4, 6, 3)  # blocks in res2..res5; (3, 4, 6, 3) is ResNet-50
+    width: int = 64  # channels of the stem; res2..res5 have 4, 8, 16 and 32 times as many
+    norm: str = "frozen_bn"  # frozen_bn: ImageNet statistics, never updated; group_norm: training from scratch
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class EncoderConfig:
+    """Deformable transformer encoder inside the pixel decoder (spec of Mask DINO, section 3.3 of the paper)."""
+
+    layers: int = 6
+    ffn_dim: int = 2048
+    in_features: tuple[str, ...] = ("res3", "res4", "res5")  # backbone maps the encoder sees
+    num_levels: int = 4  # in_features plus stride-2 convolutions of the coarsest
+    order: str = "fine_to_coarse"  # token order of the levels; the decoder reads them in reverse
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class DecoderConfig:
+    """Transformer decoder with unified query selection."""
+
+    layers: int = 9
+    ffn_dim: int = 2048
+    num_queries: int = 300
+    box_init: str = "none"  # anchors from none: encoder boxes; bitmask | mask2box: boxes of the encoder's masks
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class DenoisingConfig:
+    """Unified denoising training: noised ground truth as additional decoder queries."""
+
+    mode: str = "masks"  # masks: classes, boxes and masks are denoised; boxes: classes and boxes; none: off
+    num_queries: int = 100  # slots; groups = num_queries // most objects in the batch
+    noise_scale: float = 0.4  # labels flip with half this probability, boxes move by up to this share of their half size
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class ModelConfig:
+    backbone: BackboneConfig = dataclasses.field(default_factory=BackboneConfig)
+    encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+    decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
+    denoising: DenoisingConfig = dataclasses.field(default_factory=DenoisingConfig)
+    hidden_dim: int = 256  # channels of tokens, queries and mask features
+    num_heads: int = 8
+    num_points: int = 4  # deformable sampling points of each head on each level
+    deform_attn: str = "xla"  # xla: runs everywhere; pallas: GPU kernel (see kernels/README.md)
+    dtype: str = "float32"  # compute type of convolutions and projections; parameters stay float32
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class TermsConfig:
+    """One number for each of the five terms of the loss or of the matching cost."""
+
+    classification: float = 4.0
+    mask: float = 5.0
+    dice: float = 5.0
+    box: float = 5.0
+    giou: float = 2.0
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class LossConfig:
+    weights: TermsConfig = dataclasses.field(default_factory=TermsConfig)
+    costs: TermsConfig = dataclasses.field(default_factory=TermsConfig)
+    num_points: int = 12544  # points at which masks are compared, 112 x 112
+    oversample_ratio: float = 3.0  # candidates for each uncertain point
+    importance_ratio: float = 0.75  # share of the points that are chosen by uncertainty
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class SplitConfig:
+    """Where one split lies, relative to `data.root`. An empty path means: not there."""
+
+    images: str = ""  # folder of image files
+    annotations: str = ""  # COCO panoptic or COCO instances JSON
+    panoptic: str = ""  # folder of panoptic PNG (format coco_panoptic)
+    instances: str = ""  # COCO instances JSON for box and mask AP (format coco_panoptic); empty: from the panoptic PNG
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class DataConfig:
+    root: str = ""  # folder of the data set; empty: the nuclei images that come with the package
+    format: str = "coco_panoptic"  # coco_panoptic | coco_instances
+    train: SplitConfig = dataclasses.field(default_factory=SplitConfig)
+    val: SplitConfig = dataclasses.field(default_factory=SplitConfig)
+    image_size: tuple[int, int] = (1024, 1024)  # height, width of a training crop in pixels, multiples of 32
+    scale: tuple[float, float] = (0.1, 2.0)  # large-scale jitter: size of the image relative to image_size
+    flip: float = 0.5  # probability of a horizontal flip
+    max_instances: int = 100  # objects kept for each training image; the largest are kept
+    workers: int = 4  # loader processes; 0 decodes in threads of the main process
+    eval_short_side: int = 800  # pixels; evaluation resizes the shorter side to this ...
+    eval_long_side: int = 1333  # pixels; ... unless the longer side would pass this
+    eval_canvas: str = "fixed"  # fixed: one landscape and one portrait shape; exact: each image padded to 32 on its own
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW in groups: backbone with a smaller rate, norms and embeddings without decay."""
+
+    learning_rate: float = 1e-4
+    backbone_multiplier: float = 0.1
+    weight_decay: float = 0.05
+    clip_norm: float = 0.01  # global L2 norm of the gradient
+    milestones: tuple[int, ...] = ()  # steps at which the rate is multiplied by gamma
+    gamma: float = 0.1
+    warmup_steps: int = 0  # linear from zero; the official recipe has none
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class TrainConfig:
+    steps: int = 368_750
+    batch_size: int = 16  # images of one optimizer step, over all devices and hosts
+    accumulate: int = 1  # parts a batch is computed in, one after the other, to save memory
+    seed: int = 0
+    ema_decay: float = 0.0  # 0: no moving average; else evaluation and prediction use it
+    log_every: int = 20  # steps
+    eval_every: int = 5000  # steps; 0: only at the end
+    checkpoint_every: int = 5000  # steps
+    keep_checkpoints: int = 2  # latest ones; the best one is kept besides
+    eval_at_start: bool = False  # evaluate the untrained model, to print before beside after
+    log_images: int = 2  # predicted pictures written to the log at each evaluation
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class InferenceConfig:
+    tasks: tuple[str, ...] = ("instance", "panoptic", "semantic")
+    detections_per_image: int = 100
+    object_threshold: float = 0.25  # panoptic: queries with a lower best class score are dropped
+    overlap_threshold: float = 0.8  # panoptic: segments that keep less of their mask are dropped
+    temperature: float = 0.06  # sharpens class scores for panoptic and semantic results; 0: off
+    score_threshold: float = 0.5  # instances drawn and written by predict; evaluation keeps all
+    batch_size: int = 1
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Config:
+    name: str = ""  # of the config file and variant; says in a checkpoint where it comes from
+    best_metric: str = "panoptic_seg/PQ"  # decides which checkpoint is the best
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    inference: InferenceConfig = dataclasses.field(default_factory=InferenceConfig)
+
+
+def tiny(config: Config) -> None:
+    """Shrink a config to the same network with smaller numbers on small images: to try data and code on a CPU."""
+    config.data.image_size = (128, 128)
+    config.data.eval_short_side, config.data.eval_long_side = 128, 224
+    config.data.workers = 0
+    config.model.backbone.depths = (1, 1, 1, 1)
+    config.model.backbone.width = 16
+    config.model.hidden_dim = 32
+    config.model.num_heads = 2
+    config.model.encoder.layers = 1
+    config.model.encoder.ffn_dim = 64
+    config.model.decoder.layers = 2
+    config.model.decoder.ffn_dim = 64
+    config.model.decoder.num_queries = 40
+    config.model.denoising.num_queries = 20
+    config.loss.num_points = 256
+    config.optimizer.milestones = (16,)
+    config.train.steps = 20
+    config.train.batch_size = 2
+    config.train.log_every = 5
+    config.train.eval_every = config.train.checkpoint_every = 10
+
+
+class ConfigError(ValueError):
+    """An option has a value that cannot work; the message names the option, the value and the remedy."""
+
+
+# Options that may change when a run continues: they alter neither the parameters nor the order of the data.
+FREE_ON_RESUME = (
+    "data.root",
+    "data.workers",
+    "data.val",
+    "data.eval_short_side",
+    "data.eval_long_side",
+    "data.eval_canvas",
+    "train.steps",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.eval_at_start",
+    "train.log_images",
+    "inference",
+    "model.deform_attn",
+    "best_metric",
+)
+
+_CHOICES = {
+    "data.format": ("coco_panoptic", "coco_instances"),
+    "data.eval_canvas": ("fixed", "exact"),
+    "model.backbone.norm": ("frozen_bn", "group_norm"),
+    "model.encoder.order": ("fine_to_coarse", "coarse_to_fine"),
+    "model.decoder.box_init": ("none", "bitmask", "mask2box"),
+    "model.denoising.mode": ("masks", "boxes", "none"),
+    "model.deform_attn": ("xla", "pallas"),
+    "model.dtype": ("float32", "bfloat16"),
+}
+
+_AT_LEAST_ONE = (
+    "model.backbone.width",
+    "model.encoder.layers",
+    "model.decoder.layers",
+    "model.decoder.num_queries",
+    "model.num_points",
+    "loss.num_points",
+    "data.max_instances",
+    "data.eval_short_side",
+    "train.steps",
+    "train.batch_size",
+    "train.accumulate",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "inference.batch_size",
+    "inference.detections_per_image",
+)
+
+_SHARES = (
+    "data.flip",
+    "train.ema_decay",
+    "model.denoising.noise_scale",
+    "loss.importance_ratio",
+    "inference.object_threshold",
+    "inference.overlap_threshold",
+    "inference.score_threshold",
+)
+
+BACKBONE_FEATURES = ("res2", "res3", "res4", "res5")
+TASKS = ("instance", "panoptic", "semantic")
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"model.decoder.layers": 9, ...}` for a config or a part of one."""
+    flat = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        path = f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{path}.")
+        else:
+            flat[path] = value
+    return flat
+
+
+def from_dict(values: Mapping[str, Any], cls: type = Config, prefix: str = "") -> Any:
+    """Rebuild a config from the nested dictionary that `dataclasses.asdict` made of it and JSON may have stored.
+
+    Raises:
+        ConfigError: a key is unknown; options absent from `values` take today's defaults.
+    """
+    kinds = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(kinds))
+    if unknown:
+        raise ConfigError(
+            f"unknown option {prefix}{unknown[0]} = {values[unknown[0]]!r}: this version has "
+            f"{', '.join(sorted(kinds))} there. Use the version that wrote this config, or remove the option."
+        )
+    parts = {}
+    for key, value in values.items():
+        if dataclasses.is_dataclass(kinds[key]):
+            value = from_dict(value, kinds[key], f"{prefix}{key}.")
+        elif isinstance(value, list):
+            value = tuple(value)
+        parts[key] = value
+    return cls(**parts)
+
+
+def validate(config: Config) -> Config:
+    """Check values one by one and against each other.
+
+    Raises:
+        ConfigError: names the option, its value and what would work.
+    """
+    flat = flatten(config)
+
+    def require(condition: bool, path: str, remedy: str) -> None:
+        if not condition:
+            raise ConfigError(f"config.{path} = {flat[path]!r}: {remedy}")
+
+    for path, choices in _CHOICES.items():
+        require(flat[path] in choices, path, f"choose one of {', '.join(choices)}.")
+    for path in _AT_LEAST_ONE:
+        require(flat[path] >= 1, path, "give a whole number of at least 1.")
+    for path in _SHARES:
+        require(0 <= flat[path] <= 1, path, "give a number from 0 to 1.")
+    for path in ("train.seed", "data.workers", "train.eval_every", "train.log_images", "model.denoising.num_queries"):
+        require(flat[path] >= 0, path, "give 0 or a positive whole number.")
+    _validate_model(config.model, require)
+    _validate_data(config.data, require)
+    _validate_train(config, require)
+    return config
+
+
+def _validate_model(model: ModelConfig, require: Any) -> None:
+    require(len(model.backbone.depths) == 4, "model.backbone.depths", "give four block counts, for res2 to res5.")
+    require(
+        model.hidden_dim % model.num_heads == 0,
+        "model.hidden_dim",
+        f"give a multiple of model.num_heads = {model.num_heads}.",
+    )
+    require(model.hidden_dim % 32 == 0, "model.hidden_dim", "give a multiple of 32, the groups of its GroupNorms.")
+    features = model.encoder.in_features
+    known = bool(features) and features == BACKBONE_FEATURES[-len(features) :]
+    require(known, "model.encoder.in_features", "give consecutive maps that end with res5, such as ('res4', 'res5').")
+    require(
+        model.encoder.num_levels >= len(features),
+        "model.encoder.num_levels",
+        f"give at least {len(features)}, the number of model.encoder.in_features.",
+    )
+
+
+def _validate_data(data: DataConfig, require: Any) -> None:
+    sized = len(data.image_size) == 2 and all(side >= 32 and side % 32 == 0 for side in data.image_size)
+    require(sized, "data.image_size", "give height and width in pixels, both multiples of 32.")
+    scaled = len(data.scale) == 2 and 0 < data.scale[0] <= data.scale[1]
+    require(scaled, "data.scale", "give the smallest and the largest factor, such as (0.1, 2.0).")
+    require(
+        data.eval_long_side >= data.eval_short_side,
+        "data.eval_long_side",
+        f"give at least data.eval_short_side = {data.eval_short_side}.",
+    )
+
+
+def _validate_train(config: Config, require: Any) -> None:
+    train = config.train
+    require(
+        train.batch_size % train.accumulate == 0,
+        "train.accumulate",
+        f"give a divisor of train.batch_size = {train.batch_size}.",
+    )
+    require(train.ema_decay < 1, "train.ema_decay", "give a number below 1, such as 0.9999, or 0 for none.")
+    tasks = config.inference.tasks
+    require(
+        bool(tasks) and set(tasks) <= set(TASKS), "inference.tasks", f"give at least one of {', '.join(TASKS)}."
+    )
+    if config.data.format == "coco_instances":
+        require(tasks == ("instance",), "inference.tasks", "COCO instances have no stuff: give ('instance',).")
+    task = {"bbox": "instance", "segm": "instance", "panoptic_seg": "panoptic", "sem_seg": "semantic"}
+    require(
+        task.get(config.best_metric.partition("/")[0]) in tasks,
+        "best_metric",
+        "give a metric of one of config.inference.tasks, such as panoptic_seg/PQ, segm/AP, bbox/AP or sem_seg/mIoU.",
+    )
+    milestones = config.optimizer.milestones
+    require(
+        list(milestones) == sorted(milestones), "optimizer.milestones", "give the steps in ascending order."
+    )
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """Options that differ between the config of a workdir and the present one and may not change on resumption."""
+
+    def fixed(flat: dict[str, Any]) -> dict[str, Any]:
+        free = lambda path: any(path == name or path.startswith(name + ".") for name in FREE_ON_RESUME)
+        return {path: value for path, value in flat.items() if not free(path)}
+
+    before, now = fixed(flatten(old)), fixed(flatten(new))
+    return [f"config.{path}: {before[path]!r} there, {now[path]!r} here" for path in now if before[path] != now[path]]
+
+
+def explain_unknown_option(arguments: list[str], error: Exception) -> str:
+    """Message for a command line with an option that no config has, naming the nearest one that exists."""
+    known = list(flatten(Config()))
+    for argument in arguments:
+        path = argument.lstrip("-").partition("=")[0]
+        if path.startswith("config.") and path.removeprefix("config.") not in known:
+            near = difflib.get_close_matches(path.removeprefix("config."), known, n=1, cutoff=0.0)
+            return f"unknown option {argument!r}. The nearest option is --config.{near[0]}; see maskdino_jax/config.py."
+    return f"the config file cannot be used: {error}. Options and their types are in maskdino_jax/config.py."

@@ -1,0 +1,18 @@
+"""Data sets on disk -> batches of NumPy arrays."""
+
+from maskdino_jax.data.catalog import Catalog, Category
+from maskdino_jax.data.coco import CocoDataset, open_dataset
+from maskdino_jax.data.images import load_image, prepare_image
+from maskdino_jax.data.loader import Batches, eval_batches, train_batches
+
+__all__ = [
+    "Batches",
+    "Catalog",
+    "Category",
+    "CocoDataset",
+    "eval_batches",
+    "load_image",
+    "open_dataset",
+    "prepare_image",
+    "train_batches",
+]

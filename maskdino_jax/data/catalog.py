@@ -1,0 +1,100 @@
+"""The classes of a data set: names, things and stuff, colours, and their contiguous indices."""
+
+import colorsys
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+_GOLDEN_RATIO = 0.618034  # consecutive multiples of it, modulo one, spread hues evenly whatever the number of classes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Category:
+    """One class. `id` is the annotation file's; the model only knows its position in the catalog."""
+
+    id: int
+    name: str
+    is_thing: bool  # things are counted, stuff (sky, road) is not
+    color: tuple[int, int, int]  # RGB, 0 to 255
+
+
+@dataclasses.dataclass(frozen=True)
+class Catalog:
+    """All classes; the position in `categories` is the contiguous class index of labels and logits."""
+
+    categories: tuple[Category, ...]
+
+    @classmethod
+    def from_coco(cls, categories: Iterable[Mapping[str, Any]]) -> "Catalog":
+        """Order the "categories" of a COCO JSON: things first, then stuff, each by ascending id.
+
+        That is the order of the published checkpoints (80 things, then 53 stuff classes). Categories without "isthing",
+        as in instance annotations, are things; those without "color" take one from a fixed palette.
+
+        Raises:
+            ValueError: two categories share an id.
+        """
+        categories = list(categories)
+        ids = [category["id"] for category in categories]
+        twice = sorted({id for id in ids if ids.count(id) > 1})
+        if twice:
+            raise ValueError(f"category id {twice[0]} occurs twice: give each category its own id.")
+        ordered = sorted(categories, key=lambda category: (not category.get("isthing", 1), category["id"]))
+        return cls(
+            tuple(
+                Category(
+                    id=category["id"],
+                    name=category["name"],
+                    is_thing=bool(category.get("isthing", 1)),
+                    color=tuple(category.get("color") or _palette(position)),
+                )
+                for position, category in enumerate(ordered)
+            )
+        )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Catalog":
+        """The inverse of `to_dict`, also after a way through JSON."""
+        return cls(tuple(Category(**entry | {"color": tuple(entry["color"])}) for entry in values["categories"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a checkpoint stores of it: plain JSON."""
+        return dataclasses.asdict(self)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.categories)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(category.name for category in self.categories)
+
+    @property
+    def is_thing(self) -> Bool[np.ndarray, "k"]:
+        return np.array([category.is_thing for category in self.categories], bool)
+
+    @functools.cached_property
+    def _positions(self) -> dict[int, int]:
+        return {category.id: position for position, category in enumerate(self.categories)}
+
+    def index(self, category_id: int) -> int:
+        """Contiguous index of an annotation file's category id.
+
+        Raises:
+            ValueError: there is no such category; the message lists those there are.
+        """
+        try:
+            return self._positions[category_id]
+        except KeyError:
+            known = ", ".join(map(str, sorted(self._positions)))
+            raise ValueError(f"category id {category_id!r} is unknown: the data set has {known}.") from None
+
+
+def _palette(position: int) -> tuple[int, int, int]:
+    value = (1.0, 0.8, 0.6)[position % 3]
+    red, green, blue = colorsys.hsv_to_rgb(position * _GOLDEN_RATIO % 1, 0.75, value)
+    return round(255 * red), round(255 * green), round(255 * blue)

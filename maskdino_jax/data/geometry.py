@@ -1,0 +1,57 @@
+"""One change of geometry, flip then resize then crop, for points and for label maps."""
+
+import dataclasses
+import functools
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+from PIL import Image
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """Flip, resize to `scaled`, then look through a window; every size is height, width in pixels.
+
+    The window may be larger than the image: what lies beyond, right and below, is padding.
+    """
+
+    original: tuple[int, int]
+    flip: bool  # horizontally
+    scaled: tuple[int, int]
+    offset: tuple[int, int]  # y, x of the window's corner in the scaled image
+    window: tuple[int, int]
+
+    def move_points(self, points: Float[np.ndarray, "p 2"]) -> Float[np.ndarray, "p 2"]:
+        """Flip and resize (x, y) points. Subtract `offset` after clipping to get window coordinates."""
+        x, y = points[:, 0], points[:, 1]
+        (height, width), (new_height, new_width) = self.original, self.scaled
+        if self.flip:
+            x = width - x
+        return np.stack([x * (new_width / width), y * (new_height / height)], axis=1)
+
+    def move_map(self, labels: Shaped[np.ndarray, "h w"], padding: int) -> Shaped[np.ndarray, "h2 w2"]:
+        """Nearest-neighbour resize of a map of labels, seen through the window.
+
+        Pillow's nearest filter picks one source row for each row and one source column for each column, so only the
+        pixels in the window are gathered; the result equals flipping, resizing and cropping the whole map.
+        """
+        moved = np.full(self.window, padding, labels.dtype)
+        rows = self._source_rows
+        columns = self._source_columns
+        moved[: len(rows), : len(columns)] = labels[rows[:, None], columns]
+        return moved
+
+    @functools.cached_property
+    def _source_rows(self) -> Int[np.ndarray, "h2"]:
+        return _nearest(self.original[0], self.scaled[0])[self.offset[0] :][: self.window[0]]
+
+    @functools.cached_property
+    def _source_columns(self) -> Int[np.ndarray, "w2"]:
+        columns = _nearest(self.original[1], self.scaled[1])[self.offset[1] :][: self.window[1]]
+        return self.original[1] - 1 - columns if self.flip else columns
+
+
+def _nearest(old: int, new: int) -> Int[np.ndarray, "new"]:
+    """The source index Pillow takes for each of `new` pixels, read off a ramp that it resizes itself."""
+    ramp = Image.fromarray(np.arange(old, dtype=np.int32)[None])
+    return np.asarray(ramp.resize((new, 1), Image.Resampling.NEAREST))[0]

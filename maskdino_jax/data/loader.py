@@ -1,0 +1,166 @@
+"""Batches for training and evaluation, prepared ahead in threads or processes by Grain.
+
+The order of records and their augmentation depend on nothing but (seed, epoch, record): not on processes, hosts or the
+batch size. Position p of the training stream is record `order(seed, p // n)[p % n]` of n, step t takes positions
+t * batch_size and following, and each host its rows of them. So a step number is all there is to resume from, on any
+number of hosts; epochs follow one another without a gap, so that a data set may be smaller than a batch.
+"""
+
+import dataclasses
+import functools
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, Self, TypeVar
+
+import grain
+import numpy as np
+from absl import flags
+from jaxtyping import Int, UInt8
+
+from maskdino_jax.config import Config, DataConfig
+from maskdino_jax.data.batching import Sample, collate, sample
+from maskdino_jax.data.coco import CocoDataset
+from maskdino_jax.data.images import canvas_size, prepare_image
+from maskdino_jax.data.transforms import draw, jitter
+from maskdino_jax.structures import Batch, EvalBatch
+
+_ORDER, _AUGMENTATION = 1, 2  # first word of a seed: keeps the two kinds of random streams apart
+_THREADS = 8  # of the main process; Pillow and NumPy work outside of the interpreter lock
+_AHEAD = 16  # images that threads prepare before they are asked for
+_AHEAD_PER_WORKER = 8  # the same for each process
+
+T = TypeVar("T")
+
+
+class Batches(Iterator[T], Generic[T]):
+    """An iterator over batches that stops its threads or processes when closed; also a context manager."""
+
+    def __init__(self, iterator: grain.DatasetIterator):
+        self._iterator = iterator
+
+    def __next__(self) -> T:
+        return next(self._iterator)
+
+    def close(self) -> None:
+        self._iterator.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def train_batches(
+    dataset: CocoDataset, config: Config, start_step: int, *, process_index: int = 0, process_count: int = 1
+) -> Batches[Batch]:
+    """This host's rows of every batch from `start_step` on, without end.
+
+    Raises:
+        ValueError: the batch cannot be split among the hosts. While iterating, whatever reading a record raised.
+    """
+    if config.train.batch_size % process_count:
+        raise ValueError(
+            f"config.train.batch_size = {config.train.batch_size}: give a multiple of the {process_count} hosts."
+        )
+    rows = config.train.batch_size // process_count
+    stream = _TrainStream(dataset, config, start_step, rows, process_index)
+    return _batches(stream, rows, functools.partial(collate, max_instances=config.data.max_instances), config.data)
+
+
+def eval_batches(dataset: CocoDataset, config: Config, batch_size: int) -> Batches[EvalBatch]:
+    """Every image once, images of one canvas together; rows that fill up a canvas's last batch are not valid."""
+    canvases = defaultdict(list)
+    for record in range(len(dataset)):
+        canvases[canvas_size(*dataset.size(record), config.data)].append(record)
+    rows = []
+    for canvas, records in canvases.items():
+        rows += [(record, canvas) for record in records]
+        rows += [(None, canvas)] * (-len(records) % batch_size)
+    return _batches(_EvalRows(dataset, config.data, tuple(rows)), batch_size, _collate_eval, config.data)
+
+
+@functools.lru_cache(maxsize=4)  # threads work on two epochs at a time where one ends
+def epoch_order(seed: int, epoch: int, count: int) -> Int[np.ndarray, "records"]:
+    """The order in which an epoch visits `count` records."""
+    return np.random.default_rng((_ORDER, seed, epoch)).permutation(count)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainStream:
+    """Random access to the samples of one host, from `start_step` on."""
+
+    dataset: CocoDataset
+    config: Config
+    start_step: int
+    rows: int  # of each batch, on this host
+    process_index: int
+
+    def __len__(self) -> int:
+        return sys.maxsize  # for all purposes without end
+
+    def __getitem__(self, index: int) -> Sample:
+        data, seed = self.config.data, self.config.train.seed
+        step, row = divmod(index, self.rows)
+        position = (self.start_step + step) * self.config.train.batch_size + self.process_index * self.rows + row
+        epoch, place = divmod(position, len(self.dataset))
+        record = int(epoch_order(seed, epoch, len(self.dataset))[place])
+        rng = np.random.default_rng((_AUGMENTATION, seed, epoch, record))
+        example = jitter(self.dataset[record], draw(rng, data), data.image_size)
+        return sample(example, record, data.max_instances)
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvalRow:
+    image: UInt8[np.ndarray, "h w 3"]
+    size: Int[np.ndarray, "2"]
+    original_size: tuple[int, int]
+    record: int
+    valid: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvalRows:
+    """The rows of all evaluation batches: a record, or None for filler, and its canvas."""
+
+    dataset: CocoDataset
+    data: DataConfig
+    rows: tuple[tuple[int | None, tuple[int, int]], ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> _EvalRow:
+        record, canvas = self.rows[index]
+        if record is None:  # covers its canvas, so that no one divides by a size of zero
+            return _EvalRow(np.zeros((*canvas, 3), np.uint8), np.array(canvas, np.int32), canvas, 0, False)
+        image, size = prepare_image(self.dataset.image(record), self.data)
+        return _EvalRow(image, size, self.dataset.size(record), record, True)
+
+
+def _collate_eval(rows: Sequence[_EvalRow]) -> EvalBatch:
+    return EvalBatch(
+        images=np.stack([row.image for row in rows]),
+        sizes=np.stack([row.size for row in rows]),
+        original_sizes=np.array([row.original_size for row in rows], np.int32),
+        records=np.array([row.record for row in rows], np.int32),
+        valid=np.array([row.valid for row in rows], bool),
+    )
+
+
+def _batches(source: Sequence[T], rows: int, stack: Callable[[Sequence[T]], object], data: DataConfig) -> Batches:
+    """Read `source` ahead in order and stack every `rows` elements.
+
+    Processes send single samples: a padded batch is ten times larger than what it holds, and batches that the workers
+    made would depend on their number at the end.
+    """
+    elements = grain.MapDataset.source(source)
+    if not data.workers:
+        threads = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
+        return Batches(iter(elements.to_iter_dataset(threads).batch(rows, batch_fn=stack)))
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain's processes read absl flags; a notebook has none
+    alone = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    workers = grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=_AHEAD_PER_WORKER)
+    return Batches(iter(elements.to_iter_dataset(alone).mp_prefetch(workers).batch(rows, batch_fn=stack)))

@@ -1,0 +1,70 @@
+"""Semantic segmentation: intersection over union of each class over all pixels of a data set."""
+
+import threading
+
+import numpy as np
+from jaxtyping import Int
+
+from maskdino_jax.data.catalog import Catalog
+from maskdino_jax.data.coco import CocoDataset
+from maskdino_jax.evaluation.regions import truth
+
+
+def confusion(
+    expected: Int[np.ndarray, "h w"], found: Int[np.ndarray, "h w"], classes: int
+) -> Int[np.ndarray, "k k_or_none"]:
+    """Pixels of each true class (row) by predicted class (column); value `classes` means none, and has the last column.
+
+    Pixels without a true class do not count.
+    """
+    table = np.bincount((expected * (classes + 1) + found).ravel(), minlength=(classes + 1) ** 2)
+    return table.reshape(classes + 1, classes + 1)[:classes]
+
+
+def summarize(table: Int[np.ndarray, "k k_or_none"], catalog: Catalog) -> dict[str, float]:
+    """mIoU, frequency weighted IoU, mean and overall pixel accuracy, and the IoU of each class, as fractions of one.
+
+    Only classes of the ground truth count; those without a pixel there are left out, and so is everything if nothing
+    is labelled.
+    """
+    correct, expected, found = np.diag(table), table.sum(axis=1), table.sum(axis=0)[:-1]
+    occurs = expected > 0
+    if not occurs.any():
+        return {}
+    union = np.maximum(expected + found - correct, 1)
+    iou = correct / union
+    metrics = {
+        "mIoU": iou[occurs].mean(),
+        "fwIoU": (iou * expected).sum() / expected.sum(),
+        "mACC": (correct[occurs] / expected[occurs]).mean(),
+        "pACC": correct.sum() / expected.sum(),
+    }
+    metrics |= {f"IoU-{catalog.names[position]}": iou[position] for position in np.flatnonzero(occurs)}
+    return {f"sem_seg/{name}": float(value) for name, value in metrics.items()}
+
+
+class MeanIoU:
+    """Accumulates over a data set. The ground truth is the panoptic map painted with classes, crowds included.
+
+    `add` may be called from several threads.
+    """
+
+    def __init__(self, dataset: CocoDataset):
+        if dataset.panoptic_dir is None:
+            raise ValueError(
+                f"{dataset!r} has no ground truth of stuff: take 'semantic' out of config.inference.tasks."
+            )
+        self._dataset = dataset
+        self._classes = dataset.catalog.num_classes
+        self._lock = threading.Lock()
+        self._table = np.zeros((self._classes, self._classes + 1), np.int64)
+
+    def add(self, record: int, result: Int[np.ndarray, "h w"]) -> None:
+        """Count the pixels of one image's map of contiguous classes."""
+        table = confusion(truth(self._dataset, record).classes(self._classes), result, self._classes)
+        with self._lock:
+            self._table += table
+
+    def compute(self) -> dict[str, float]:
+        """All metrics, see `summarize`."""
+        return summarize(self._table, self._dataset.catalog)

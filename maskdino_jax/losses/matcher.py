@@ -1,0 +1,71 @@
+"""Optimal assignment of queries to targets, on the host.
+
+SciPy solves an image of 300 queries and 50 objects in a tenth of a millisecond; on an accelerator the algorithm is a
+chain of loops that wait for each other. One callback a step handles every prediction set of the device's own images: it
+stands inside `shard_map`, else XLA would gather the costs of all devices on the first one.
+"""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+from scipy.optimize import linear_sum_assignment
+
+from maskdino_jax.structures import Matches
+
+LARGE = 1e9  # stands for a cost that is not finite, far beyond any real one
+
+
+def match(cost: Float[Array, "l b q n"], counts: Int[Array, "b"], mesh: Mesh | None = None) -> Matches:
+    """The assignment of least total cost for each prediction set and image; the first `counts` targets are real.
+
+    With fewer queries than targets, `q` targets are served. Gradients stop here. Costs that are not finite count as
+    very large: the loss will be non-finite as well, and reporting that is the business of the training loop.
+
+    Args:
+        mesh: its axis "data" divides the images; None calls the host once for the whole batch.
+    """
+    cost = jax.lax.stop_gradient(cost)
+
+    def solve(cost: Array, counts: Array) -> Array:
+        sets, images, _, targets = cost.shape
+        return jax.pure_callback(_assign, jax.ShapeDtypeStruct((sets, images, targets), jnp.int32), cost, counts)
+
+    if mesh is not None:
+        batch = P(None, "data")
+        solve = jax.shard_map(solve, mesh=mesh, in_specs=(batch, P("data")), out_specs=batch)
+    query = solve(cost, counts)
+    return Matches(query=jnp.maximum(query, 0), valid=query >= 0)
+
+
+def _assign(cost: Array, counts: Array) -> np.ndarray:
+    """Query of each target, -1 where there is none."""
+    cost, counts = np.asarray(cost, np.float64), np.asarray(counts)
+    cost = np.nan_to_num(cost, nan=LARGE, posinf=LARGE, neginf=-LARGE)
+    sets, images, _, targets = cost.shape
+    query = np.full((sets, images, targets), -1, np.int32)
+    for index in np.ndindex(sets, images):
+        rows, columns = linear_sum_assignment(cost[index][:, : counts[index[1]]])
+        query[(*index, columns)] = rows
+    return query
+
+
+def check_callback_threads(mesh: Mesh) -> None:
+    """Refuse a combination in which the callback is known to wait for ever.
+
+    Before jax 0.11 a callback on one of several CPU devices may need a thread that the others occupy.
+
+    Raises:
+        ValueError: several CPU devices, jax below 0.11, and the size of the thread pool is left to the number of cores.
+    """
+    devices = mesh.local_devices
+    several = len(devices) > 1 and devices[0].platform == "cpu"
+    if several and jax.__version_info__ < (0, 11) and not {"NPROC", "PJRT_NPROC"} & set(os.environ):
+        raise ValueError(
+            f"mesh of {len(devices)} CPU devices with jax {jax.__version__}: the matching would deadlock. Set the "
+            "environment variable NPROC=16 before jax is imported, or use one device, or jax 0.11 or later."
+        )

@@ -1,0 +1,94 @@
+"""Transformer decoder with iterative box refinement; each layer's predictions are supervised (section 3.2)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from maskdino_jax.config import ModelConfig
+from maskdino_jax.model.heads import PredictionHeads
+from maskdino_jax.model.layers import MLP, DeformableAttention, FeedForward, SelfAttention, layer_norm
+from maskdino_jax.model.pixel_decoder import LevelSizes
+from maskdino_jax.ops.boxes import logit
+from maskdino_jax.ops.positions import box_sine_embedding
+from maskdino_jax.structures import Predictions
+
+
+class DecoderLayer(nnx.Module):
+    """Self-attention, deformable cross-attention around the query's box, feed-forward; a norm after each."""
+
+    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        dim = config.hidden_dim
+        self.self_attn = SelfAttention(dim, config.num_heads, dtype=dtype, rngs=rngs)
+        self.self_norm = layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.cross_attn = DeformableAttention(
+            dim,
+            config.num_heads,
+            config.encoder.num_levels,
+            config.num_points,
+            impl=config.deform_attn,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.cross_norm = layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.ffn = FeedForward(dim, config.decoder.ffn_dim, dtype=dtype, rngs=rngs)
+        self.ffn_norm = layer_norm(dim, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        queries: Float[Array, "b q d"],
+        positions: Float[Array, "b q d"],
+        boxes: Float[Array, "b q 4"],
+        memory: Float[Array, "b t d"],
+        level_sizes: LevelSizes,
+        blocked: Bool[Array, "q q"] | None,
+    ) -> Float[Array, "b q d"]:
+        queries = self.self_norm(queries + self.self_attn(queries, positions, blocked))
+        queries = self.cross_norm(queries + self.cross_attn(queries + positions, boxes, memory, level_sizes))
+        return self.ffn_norm(queries + self.ffn(queries))
+
+
+class Decoder(nnx.Module):
+    """All layers, with the boxes that guide them.
+
+    Two boxes leave each layer. The reference of the next layer is refined by the layer's raw output and carries no
+    gradient; the predicted box is refined by the normed output, starting from the previous reference with its
+    gradient, so that each box loss trains two layers ("look forward twice", DINO, section 3.5).
+    """
+
+    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        dim = config.hidden_dim
+        self.ref_point_head = MLP((2 * dim, dim, dim), init="xavier", last="xavier", rngs=rngs)
+        self.layers = nnx.List([DecoderLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.decoder.layers)])
+        self.dtype = dtype
+
+    def __call__(
+        self,
+        content: Float[Array, "b q d"],
+        anchors: Float[Array, "b q 4"],
+        memory: Float[Array, "b t d"],
+        level_sizes: LevelSizes,
+        blocked: Bool[Array, "q q"] | None,
+        heads: PredictionHeads,
+    ) -> Predictions:
+        """Prediction sets 0 (the decoder's input) to L (after its last layer), stacked on a leading axis.
+
+        `anchors` are boxes before the sigmoid; `blocked[i, j]` keeps query i from attending to query j.
+        """
+        queries = content.astype(self.dtype)
+        boxes = jax.nn.sigmoid(anchors)
+        sets = [heads(content.astype(jnp.float32), boxes)]
+        previous = boxes
+        for layer in self.layers:
+            sine = box_sine_embedding(boxes, content.shape[-1] // 2)
+            positions = self.ref_point_head(sine).astype(self.dtype)
+            queries = layer(queries, positions, boxes, memory, level_sizes, blocked)
+            raw = queries.astype(jnp.float32)
+            normed = heads.norm(raw)
+            predicted = jax.nn.sigmoid(heads.box_embed(normed) + logit(previous))
+            # The heads norm once more what is normed already: the released weights were trained so.
+            sets.append(heads(normed, predicted))
+            previous = jax.nn.sigmoid(heads.box_embed(raw) + logit(boxes))
+            boxes = jax.lax.stop_gradient(previous)
+        return jax.tree.map(lambda *parts: jnp.stack(parts), *sets)

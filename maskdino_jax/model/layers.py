@@ -1,0 +1,208 @@
+"""Building blocks: convolution with a norm, MLP, attention, and the initialisers of the official model."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from maskdino_jax.ops.deform_attn import deform_attn
+
+EPSILON = 1e-5  # of every norm
+
+
+class Frozen(nnx.Variable):
+    """A statistic that is stored with the parameters and never trained."""
+
+
+def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
+    """Uniform in plus or minus one over the square root of the fan-in."""
+    bound = 1 / math.sqrt(math.prod(shape[:-1]))
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def uniform_bias(fan_in: int) -> Callable[..., jax.Array]:
+    """Bias initialiser that goes with `uniform_fan_in`."""
+    bound = 1 / math.sqrt(fan_in)
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def linear(fan_in: int, fan_out: int, *, init: str = "fan_in", dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
+    """Linear layer. `init`: fan_in (heads), xavier (transformer stacks) or zeros (last layer of the box head)."""
+    if init == "zeros":
+        kernel_init, bias_init = nnx.initializers.zeros_init(), nnx.initializers.zeros_init()
+    elif init == "xavier":
+        kernel_init, bias_init = nnx.initializers.xavier_uniform(), uniform_bias(fan_in)
+    else:
+        kernel_init, bias_init = uniform_fan_in, uniform_bias(fan_in)
+    return nnx.Linear(fan_in, fan_out, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs)
+
+
+def layer_norm(dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    return nnx.LayerNorm(dim, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+
+
+def group_norm(dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """GroupNorm of 32 contiguous groups, or as many as divide `dim`."""
+    return nnx.GroupNorm(dim, num_groups=math.gcd(32, dim), epsilon=EPSILON, dtype=dtype, rngs=rngs)
+
+
+class FrozenBatchNorm(nnx.Module):
+    """Batch norm with stored statistics and stored scale and bias: an affine map per channel, never trained."""
+
+    def __init__(self, dim: int, *, dtype: DTypeLike) -> None:
+        self.scale = Frozen(jnp.ones(dim))
+        self.bias = Frozen(jnp.zeros(dim))
+        self.mean = Frozen(jnp.zeros(dim))
+        self.var = Frozen(jnp.ones(dim))
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+        scale = self.scale[...] * jax.lax.rsqrt(self.var[...] + EPSILON)
+        shift = self.bias[...] - self.mean[...] * scale
+        return x.astype(self.dtype) * scale.astype(self.dtype) + shift.astype(self.dtype)
+
+
+class ConvNorm(nnx.Module):
+    """Convolution padded symmetrically, then a norm: frozen_bn, group_norm."""
+
+    def __init__(
+        self,
+        fan_in: int,
+        fan_out: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        bias: bool = False,
+        norm: str,
+        init: Callable[..., jax.Array],
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        pad = kernel // 2
+        self.conv = nnx.Conv(
+            fan_in,
+            fan_out,
+            (kernel, kernel),
+            strides=stride,
+            padding=((pad, pad), (pad, pad)),
+            use_bias=bias,
+            kernel_init=init,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        if norm == "frozen_bn":
+            self.norm = FrozenBatchNorm(fan_out, dtype=dtype)
+        else:
+            self.norm = group_norm(fan_out, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        return self.norm(self.conv(x))
+
+
+class MLP(nnx.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, dims: tuple[int, ...], *, last: str = "fan_in", init: str = "fan_in", rngs: nnx.Rngs) -> None:
+        steps = list(zip(dims[:-1], dims[1:], strict=True))
+        inits = [init] * (len(steps) - 1) + [last]
+        self.layers = nnx.List(
+            [linear(a, b, init=i, dtype=jnp.float32, rngs=rngs) for (a, b), i in zip(steps, inits, strict=True)]
+        )
+
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
+        for layer in self.layers[:-1]:
+            x = nnx.relu(layer(x))
+        return self.layers[-1](x)
+
+
+class FeedForward(nnx.Module):
+    """The two linear layers of a transformer block."""
+
+    def __init__(self, dim: int, hidden: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        self.linear1 = linear(dim, hidden, init="xavier", dtype=dtype, rngs=rngs)
+        self.linear2 = linear(hidden, dim, init="xavier", dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        return self.linear2(nnx.relu(self.linear1(x)))
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head attention among queries; positions enter queries and keys, not values."""
+
+    def __init__(self, dim: int, num_heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        # The official projections are one [dim, 3 * dim] matrix, whose fans set the range of the initialiser.
+        packed = nnx.initializers.uniform(2 * math.sqrt(6 / (4 * dim)))
+        init = lambda *args: packed(*args) - math.sqrt(6 / (4 * dim))
+        zeros = nnx.initializers.zeros_init()
+        project = lambda kernel_init: nnx.Linear(
+            dim, dim, kernel_init=kernel_init, bias_init=zeros, dtype=dtype, rngs=rngs
+        )
+        self.query, self.key, self.value = project(init), project(init), project(init)
+        self.out = project(nnx.initializers.xavier_uniform())
+        self.num_heads = num_heads
+
+    def __call__(
+        self, x: Float[Array, "b q d"], positions: Float[Array, "b q d"], blocked: Bool[Array, "q q"] | None
+    ) -> Float[Array, "b q d"]:
+        heads = lambda y: y.reshape(*y.shape[:-1], self.num_heads, -1)
+        query, key, value = self.query(x + positions), self.key(x + positions), self.value(x)
+        mask = None if blocked is None else ~blocked[None, None]
+        mixed = jax.nn.dot_product_attention(heads(query), heads(key), heads(value), mask=mask)
+        return self.out(mixed.reshape(x.shape))
+
+
+def _offset_bias(num_heads: int, num_levels: int, num_points: int) -> jax.Array:
+    """Point p of head m starts p + 1 pixels from the reference, in the m-th of the directions around it."""
+    angle = 2 * math.pi * jnp.arange(num_heads) / num_heads
+    direction = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+    direction = direction / jnp.abs(direction).max(axis=-1, keepdims=True)
+    steps = jnp.arange(1, num_points + 1)[:, None]
+    grid = direction[:, None, None] * steps
+    return jnp.broadcast_to(grid, (num_heads, num_levels, num_points, 2)).reshape(-1)
+
+
+class DeformableAttention(nnx.Module):
+    """Multi-scale deformable attention (Zhu et al. 2021, eq. 3) with pixel or box references."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_levels: int,
+        num_points: int,
+        *,
+        impl: str,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        samples = num_heads * num_levels * num_points
+        zeros, xavier = nnx.initializers.zeros_init(), nnx.initializers.xavier_uniform()
+        bias = lambda *_: _offset_bias(num_heads, num_levels, num_points)
+        # Offsets and weights stay float32: bfloat16 would lose a thirtieth of a pixel at 8 pixels' distance.
+        self.sampling_offsets = nnx.Linear(dim, samples * 2, kernel_init=zeros, bias_init=bias, rngs=rngs)
+        self.attention_weights = nnx.Linear(dim, samples, kernel_init=zeros, bias_init=zeros, rngs=rngs)
+        self.value_proj = nnx.Linear(dim, dim, kernel_init=xavier, bias_init=zeros, dtype=dtype, rngs=rngs)
+        self.output_proj = nnx.Linear(dim, dim, kernel_init=xavier, bias_init=zeros, dtype=dtype, rngs=rngs)
+        self.shape = (num_heads, num_levels, num_points)
+        self.impl = impl
+
+    def __call__(
+        self,
+        queries: Float[Array, "b q d"],
+        references: Float[Array, "b q r"],
+        memory: Float[Array, "b t d"],
+        level_sizes: tuple[tuple[int, int], ...],
+    ) -> Float[Array, "b q d"]:
+        """`references`: normalised xy (r = 2) or cxcywh (r = 4); `level_sizes`: (height, width) in token order."""
+        heads, levels, points = self.shape
+        lead = queries.shape[:2]
+        offsets = self.sampling_offsets(queries).reshape(*lead, heads, levels, points, 2)
+        weights = self.attention_weights(queries).reshape(*lead, heads, levels * points)
+        value = self.value_proj(memory)
+        value = value.reshape(*value.shape[:2], heads, -1)
+        mixed = deform_attn(value, offsets, weights, references.astype(jnp.float32), level_sizes, impl=self.impl)
+        return self.output_proj(mixed)

@@ -1,0 +1,70 @@
+"""ResNet backbone (He et al. 2016) with the stride in the 3x3 convolution, NHWC."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from maskdino_jax.config import BackboneConfig
+from maskdino_jax.model.layers import ConvNorm
+
+_HE_NORMAL = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Bottleneck(nnx.Module):
+    """1x1, 3x3, 1x1 with a shortcut, projected where the shape changes."""
+
+    def __init__(
+        self, fan_in: int, width: int, *, stride: int, project: bool, norm: str, dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        conv = lambda a, b, kernel, stride=1: ConvNorm(
+            a, b, kernel, stride=stride, norm=norm, init=_HE_NORMAL, dtype=dtype, rngs=rngs
+        )
+        self.conv1 = conv(fan_in, width, 1)
+        self.conv2 = conv(width, width, 3, stride)
+        self.conv3 = conv(width, 4 * width, 1)
+        self.shortcut = conv(fan_in, 4 * width, 1, stride) if project else None
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        y = nnx.relu(self.conv1(x))
+        y = nnx.relu(self.conv2(y))
+        y = self.conv3(y)
+        return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+
+
+class ResNet(nnx.Module):
+    """Feature maps `res2` to `res5` at strides 4, 8, 16 and 32."""
+
+    def __init__(self, config: BackboneConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        self.stem = ConvNorm(3, config.width, 7, stride=2, norm=config.norm, init=_HE_NORMAL, dtype=dtype, rngs=rngs)
+        self.channels: dict[str, int] = {}
+        fan_in = config.width
+        for index, depth in enumerate(config.depths):
+            name, width = f"res{index + 2}", config.width * 2**index
+            blocks = []
+            for block in range(depth):
+                stride = 2 if block == 0 and index > 0 else 1
+                blocks.append(
+                    Bottleneck(
+                        fan_in,
+                        width,
+                        stride=stride,
+                        project=block == 0,
+                        norm=config.norm,
+                        dtype=dtype,
+                        rngs=rngs,
+                    )
+                )
+                fan_in = 4 * width
+            setattr(self, name, nnx.List(blocks))
+            self.channels[name] = fan_in
+
+    def __call__(self, images: Float[Array, "b h w 3"]) -> dict[str, Float[Array, "b h2 w2 c"]]:
+        x = nnx.relu(self.stem(images))
+        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        maps = {}
+        for name in self.channels:
+            for block in getattr(self, name):
+                x = block(x)
+            maps[name] = x
+        return maps

@@ -1,0 +1,254 @@
+"""Composition root: puts data, model, losses, training, evaluation and checkpoints together for each mode."""
+
+import dataclasses
+import functools
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from PIL import Image
+
+from maskdino_jax.checkpoints import Checkpoints, Reader
+from maskdino_jax.config import Config, ConfigError, differences, from_dict, validate
+from maskdino_jax.data import CocoDataset, open_dataset, train_batches
+from maskdino_jax.evaluation.evaluate import evaluate as run_evaluation
+from maskdino_jax.evaluation.evaluate import metrics_table
+from maskdino_jax.inference.formats import to_json, write_ids
+from maskdino_jax.inference.predictor import Detector, Predictor
+from maskdino_jax.inference.visualize import draw
+from maskdino_jax.losses.matcher import check_callback_threads
+from maskdino_jax.model import ModelSpec
+from maskdino_jax.train.loop import train as run_training
+from maskdino_jax.train.metrics import MetricWriter
+from maskdino_jax.train.step import State, build_train_step, init_state
+
+_IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def train(config: Config, workdir: Path) -> dict[str, float]:
+    """Train to `config.train.steps`, continuing what is in `workdir`; returns the last evaluation."""
+    validate(config)
+    _claim(workdir, config)
+    _log_to_file(workdir)
+    data, validation = open_dataset(config.data, "train"), open_dataset(config.data, "val")
+    mesh = _mesh(config)
+    spec = ModelSpec(config.model, data.catalog.num_classes)
+    if config.model.backbone.norm == "frozen_bn":
+        logging.warning(
+            "the backbone starts from random weights with frozen norms: config.model.backbone.norm='group_norm' "
+            "trains better from scratch"
+        )
+    checkpoints = Checkpoints(workdir, config, data.catalog.to_dict())
+    writer = MetricWriter(workdir)
+    state = _initial_state(spec, config, mesh, checkpoints)
+    detector = Detector(spec, mesh)
+
+    def evaluate_state(state: State) -> dict[str, float]:
+        variables = {"params": state.get("ema", state["params"]), "frozen": state["frozen"]}
+        step = int(state["step"])
+        results = _evaluate(detector, variables, validation, config, workdir / "evaluation", writer, step)
+        writer.scalars(step, results)
+        return results
+
+    before = None
+    if config.train.eval_at_start:
+        before = _stored(workdir / "before.json") or evaluate_state(state)
+        _store(workdir / "before.json", before)
+    batches = train_batches(
+        data,
+        config,
+        int(state["step"]),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    results: dict[str, float] = {}
+
+    def save(state: State, metrics: Mapping[str, float] | None) -> None:
+        checkpoints.save(state, metrics)
+        results.update(metrics or {})
+
+    try:
+        if int(state["step"]) < config.train.steps:
+            state = run_training(
+                state,
+                build_train_step(spec, config, mesh),
+                iter(batches),
+                config=config,
+                mesh=mesh,
+                writer=writer,
+                save=save,
+                evaluate=evaluate_state,
+                image_id=lambda record: str(data.image_id(record)),
+            )
+        else:
+            logging.info("%s is trained to step %d already", workdir, config.train.steps)
+            results.update(evaluate_state(state))
+    finally:
+        batches.close()
+        checkpoints.close()
+        writer.close()
+    _report(results, before, workdir)
+    return results
+
+
+def evaluate(checkpoint: Path, workdir: Path, config: Config | None) -> dict[str, float]:
+    """Evaluate a checkpoint. The model is the checkpoint's; data and thresholds are those of `config` if given."""
+    reader = Reader(checkpoint)
+    config = _combine(reader.config, config)
+    validation = open_dataset(config.data, "val")
+    if validation.catalog.to_dict() != reader.catalog:
+        raise ConfigError(
+            f"config.data.root = {config.data.root!r}: its categories are not those the checkpoint {checkpoint} was "
+            f"trained on. Give the data set of the training run, or another checkpoint."
+        )
+    mesh = _mesh(None)
+    spec = ModelSpec(config.model, validation.catalog.num_classes)
+    variables = reader.variables(_abstract(functools.partial(spec.init, 0), mesh))
+    reader.close()
+    writer = MetricWriter(workdir)
+    results = _evaluate(
+        Detector(spec, mesh), variables, validation, config, workdir / "evaluation", writer, reader.step
+    )
+    writer.scalars(reader.step, results)
+    writer.close()
+    _report(results, None, workdir)
+    return results
+
+
+def predict(checkpoint: Path, images: Path, workdir: Path, config: Config | None) -> list[Path]:
+    """Write a picture for each image, panoptic PNGs and one `predictions.json`; returns the pictures' paths."""
+    paths = [images] if images.is_file() else sorted(p for p in images.glob("*") if p.suffix.lower() in _IMAGE_TYPES)
+    if not paths:
+        raise FileNotFoundError(f"--images={images}: no such file, or a folder without {', '.join(_IMAGE_TYPES)}.")
+    reader = Reader(checkpoint)
+    predictor = Predictor(checkpoint, config=_combine(reader.config, config))
+    reader.close()
+    output = workdir / "predictions"
+    output.mkdir(parents=True, exist_ok=True)
+    records, pictures = [], []
+    for path in paths:
+        segments = predictor(path)
+        pictures.append(output / f"{path.stem}.png")
+        Image.fromarray(predictor.draw(path, segments)).save(pictures[-1])
+        threshold = predictor.config.inference.score_threshold
+        records.append(to_json(path.name, segments, predictor.catalog, threshold))
+        if segments.panoptic is not None:
+            write_ids(output / f"{path.stem}_panoptic.png", segments.panoptic.ids)
+        logging.info("%s -> %s", path, pictures[-1])
+    (output / "predictions.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
+    return pictures
+
+
+def _combine(trained: Config, given: Config | None) -> Config:
+    """The trained model with the data and the thresholds of the given config."""
+    if given is None:
+        return validate(trained)
+    return validate(dataclasses.replace(trained, data=given.data, inference=given.inference))
+
+
+def _mesh(config: Config | None) -> Mesh:
+    """All devices on one axis `data`; a training batch must divide among them."""
+    devices = jax.device_count()
+    if config is not None and (config.train.batch_size // config.train.accumulate) % devices:
+        raise ConfigError(
+            f"config.train.batch_size = {config.train.batch_size} in config.train.accumulate = "
+            f"{config.train.accumulate} parts: a part does not divide among {devices} devices. Give a batch size that "
+            f"is a multiple of {devices * config.train.accumulate}."
+        )
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+    check_callback_threads(mesh)
+    return mesh
+
+
+def _abstract(function: Any, mesh: Mesh) -> Any:
+    """Shapes of what `function` returns, replicated over the mesh."""
+    whole = NamedSharding(mesh, P())
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(function)
+    )
+
+
+def _initial_state(spec: ModelSpec, config: Config, mesh: Mesh, checkpoints: Checkpoints) -> State:
+    """The newest checkpoint, or a fresh state."""
+    init = functools.partial(init_state, spec, config)
+    if checkpoints.latest_step is not None:
+        logging.info("continuing from step %d", checkpoints.latest_step)
+        return checkpoints.restore_latest(_abstract(init, mesh))
+    state = jax.jit(init, out_shardings=NamedSharding(mesh, P()))()
+    count = sum(x.size for x in jax.tree.leaves(state["params"]))
+    logging.info("%s: %.1f million trained parameters", config.name, count / 1e6)
+    return state
+
+
+def _evaluate(
+    detector: Detector,
+    variables: dict[str, Any],
+    dataset: CocoDataset,
+    config: Config,
+    output: Path,
+    writer: MetricWriter,
+    step: int,
+) -> dict[str, float]:
+    """Metrics of the whole validation set, and the first predicted pictures for the log."""
+    drawn: list[int] = []
+
+    def keep(record: int, image: Any, segments: Any) -> None:
+        if len(drawn) < config.train.log_images:
+            drawn.append(record)
+            picture = draw(image, segments, dataset.catalog, score_threshold=config.inference.score_threshold)
+            name = Path(dataset.file_name(record)).stem
+            writer.image(step, f"predictions/{name}", picture)
+            output.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(output / f"{name}.png")
+
+    results = run_evaluation(functools.partial(detector, variables), dataset, config, output, on_result=keep)
+    logging.info("evaluation at step %d\n%s", step, metrics_table(results))
+    return results
+
+
+def _claim(workdir: Path, config: Config) -> None:
+    """Write the config into a new workdir; refuse a workdir that another config has used."""
+    path = workdir / "config.json"
+    if path.exists():
+        changed = differences(from_dict(json.loads(path.read_text(encoding="utf-8"))), config)
+        if changed:
+            raise ConfigError(
+                f"--workdir={workdir} holds a run of another config ({path}):\n  "
+                + "\n  ".join(changed)
+                + "\nUse a new workdir, or the options of that run."
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    _store(path, dataclasses.asdict(config))
+
+
+def _store(path: Path, value: Any) -> None:
+    """Write JSON so that a reader never sees half of it."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    part.replace(path)
+
+
+def _stored(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _log_to_file(workdir: Path) -> None:
+    """Keep what the console shows."""
+    handler = logging.FileHandler(workdir / "log.txt")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+
+
+def _report(results: Mapping[str, float], before: Mapping[str, float] | None, workdir: Path) -> None:
+    """The readable table and, last, one JSON line."""
+    _store(workdir / "results.json", dict(results))
+    if before:
+        keys = [key for key in ("panoptic_seg/PQ", "segm/AP50", "segm/AP", "bbox/AP") if key in results]
+        rows = [f"{key:<16} {100 * before[key]:6.1f} -> {100 * results[key]:5.1f}" for key in keys]
+        logging.info("before and after training, in percent\n%s", "\n".join(rows))
+    logging.info("results in %s\n%s", workdir, json.dumps(dict(results)))

@@ -1,0 +1,76 @@
+"""Where training numbers go: one line on the console, `metrics.jsonl`, and TensorBoard."""
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+from tensorboardX import SummaryWriter
+
+
+class MetricWriter:
+    """Writes on process 0 only. `metrics.jsonl` holds one JSON object a line: `step`, `time` and the numbers."""
+
+    def __init__(self, workdir: Path) -> None:
+        self._active = jax.process_index() == 0
+        if self._active:
+            workdir.mkdir(parents=True, exist_ok=True)
+            self._file = (workdir / "metrics.jsonl").open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(workdir / "tensorboard"))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        if not self._active:
+            return
+        line = {"step": step, "time": round(time.time(), 3), **{k: float(v) for k, v in values.items()}}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        if self._active:
+            self._board.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        if self._active:
+            self._file.close()
+            self._board.close()
+
+
+class Progress:
+    """Rate and remaining time of a run, measured since the last report so that compilation and evaluation stay out."""
+
+    def __init__(self, total: int, batch_size: int) -> None:
+        self._total, self._batch = total, batch_size
+        self._step: int | None = None
+        self._since = 0.0
+
+    def restart(self, step: int) -> None:
+        """Start measuring at `step`."""
+        self._step, self._since = step, time.monotonic()
+
+    def report(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Log one line and return the rate in images per second, if any step was measured."""
+        rate = {}
+        speed = ""
+        if self._step is not None and step > self._step:
+            seconds = (time.monotonic() - self._since) / (step - self._step)
+            rate = {"images_per_second": self._batch / seconds, "seconds_per_step": seconds}
+            remaining = int(seconds * (self._total - step))
+            eta = f"{remaining // 3600}:{remaining // 60 % 60:02d}:{remaining % 60:02d}"
+            speed = f", {rate['images_per_second']:.2f} images/s, {seconds:.2f} s/step, ETA {eta}"
+        logging.info(
+            "step %d/%d: loss %.3f, gradient norm %.1f, learning rate %.1e%s",
+            step,
+            self._total,
+            metrics["loss"],
+            metrics["grad_norm"],
+            metrics["learning_rate"],
+            speed,
+        )
+        self.restart(step)
+        return rate

@@ -1,0 +1,32 @@
+"""Set up JAX before anything imports it, and give every test the paths of the recorded data."""
+
+import os
+
+# The callback of the matcher deadlocks on jax 0.10 when there are several CPU devices and few threads.
+os.environ.setdefault("NPROC", "16")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+os.environ["JAX_PLATFORMS"] = os.environ.get("MASKDINO_TEST_PLATFORM", "cpu")
+
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
+
+TESTS = Path(__file__).parent
+SHARED = TESTS.parent.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of recorded tensors and samples too large for the repository."""
+    if not (SHARED / "golden").is_dir():
+        pytest.skip(f"no recorded tensors at {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Tensors recorded from the official implementation that travel with the repository."""
+    return TESTS / "golden"

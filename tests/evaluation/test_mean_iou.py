@@ -1,0 +1,81 @@
+"""Mean IoU worked by hand, and against the reference numbers of two sets of predictions."""
+
+import json
+
+import numpy as np
+import pytest
+
+from maskdino_jax.data.catalog import Catalog, Category
+from maskdino_jax.evaluation.mean_iou import MeanIoU, confusion, summarize
+from maskdino_jax.evaluation.regions import Regions, read_ids, truth
+
+
+def catalog(names: str) -> Catalog:
+    return Catalog(tuple(Category(id=n, name=name, is_thing=False, color=(0, 0, 0)) for n, name in enumerate(names)))
+
+
+def test_worked_example():
+    expected = np.array([[0, 0, 0, 1, 1, 3]])  # 3: unlabelled
+    found = np.array([[0, 0, 1, 1, 2, 1]])
+    table = confusion(expected, found, 3)
+    np.testing.assert_array_equal(table, [[2, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]])
+    metrics = summarize(table, catalog("abc"))
+    assert metrics == {
+        "sem_seg/IoU-a": pytest.approx(2 / 3),
+        "sem_seg/IoU-b": pytest.approx(1 / 3),
+        "sem_seg/mIoU": pytest.approx(1 / 2),  # c is not in the ground truth
+        "sem_seg/fwIoU": pytest.approx(3 / 5 * 2 / 3 + 2 / 5 * 1 / 3),
+        "sem_seg/mACC": pytest.approx((2 / 3 + 1 / 2) / 2),
+        "sem_seg/pACC": pytest.approx(3 / 5),
+    }
+
+
+def test_nothing_labelled_leaves_every_metric_out():
+    assert summarize(confusion(np.full((2, 2), 3), np.zeros((2, 2), int), 3), catalog("abc")) == {}
+
+
+def test_the_truth_itself_scores_one_and_crowds_count_as_their_class(blocks):
+    evaluator = MeanIoU(blocks)
+    for record in range(len(blocks)):
+        found = truth(blocks, record).classes(0)
+        if record == 0:
+            crowd = blocks.panoptic_map(0) == ord("d") * 70001
+            assert crowd.any()
+            assert (found[crowd] == blocks.catalog.index(7)).all()
+        evaluator.add(record, found)
+    metrics = evaluator.compute()
+    assert set(metrics.values()) == {1.0}
+    assert "sem_seg/IoU-bird" in metrics
+
+
+def check_reference(data_truth, folder, catalog: Catalog) -> None:
+    """Predictions are panoptic maps; what they leave unlabelled counts as an additional, wrong class."""
+    truth_json, truth_dir = data_truth
+    expected = json.loads((folder / "expected.json").read_text())["semantic_from_panoptic"]
+    predictions = json.loads((folder / "panoptic_pred.json").read_text())["annotations"]
+    predictions = {entry["image_id"]: entry for entry in predictions}
+    classes = catalog.num_classes
+    table = np.zeros((classes, classes + 1), int)
+    for entry in json.loads(truth_json.read_text())["annotations"]:
+        paint = lambda directory, entry: Regions.from_coco(
+            read_ids(directory / entry["file_name"]), entry["segments_info"], catalog
+        ).classes(classes)
+        found = paint(folder / "panoptic_pred", predictions[entry["image_id"]])
+        table += confusion(paint(truth_dir, entry), found, classes)
+    metrics = summarize(table, catalog)
+    for name in ("mIoU", "fwIoU", "mACC", "pACC"):
+        assert metrics[f"sem_seg/{name}"] == pytest.approx(expected[name], abs=1e-12)
+    assert sum("IoU-" in name for name in metrics) == expected["classes_in_gt"]
+
+
+def test_the_reference_numbers_on_nuclei(golden, nuclei):
+    check_reference((nuclei.panoptic_json, nuclei.panoptic_dir), golden / "evaluation" / "nuclei_val", nuclei.catalog)
+
+
+@pytest.mark.shared
+def test_the_reference_numbers_on_coco(shared):
+    data = shared / "data" / "coco"
+    truth_json = data / "annotations" / "panoptic_val2017.json"
+    catalog = Catalog.from_coco(json.loads(truth_json.read_text())["categories"])
+    folder = shared / "data" / "reference_eval" / "coco_val"
+    check_reference((truth_json, data / "panoptic_val2017"), folder, catalog)
