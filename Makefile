@@ -28,7 +28,7 @@ test-gpu:  ## on a machine with an NVIDIA GPU; uses the present environment
 	MASKDINO_TEST_PLATFORM=cuda,cpu python3 -m pytest -m gpu
 
 bench-gpu:  ## on a machine with an NVIDIA GPU; writes docs/benchmarks
-	python3 -m benchmarks.deform_attn --output=docs/benchmarks
+	python3 benchmarks/deform_attn.py --output=docs/benchmarks
 
 lint: install
 	$(VENV)/bin/ruff check .

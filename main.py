@@ -8,6 +8,7 @@
 Any option of the config is overridden by its path: --config.train.batch_size=8
 """
 
+import logging
 import os
 
 # Before jax is imported: with the default two threads jax 0.10 can deadlock in the matcher's host callback.
@@ -16,13 +17,15 @@ os.environ.setdefault("NPROC", "16")
 import sys
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from maskdino_jax.config import Config, explain_unknown_option
 
+DEFAULT_CONFIG = Path(__file__).parent / "configs/nuclei_panoptic.py"
+
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/nuclei_panoptic.py", "Config file, with a variant after a colon."
+    "config", None, "Config file, with a variant after a colon (default: configs/nuclei_panoptic.py)."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and results (default: runs/NAME).")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "predict"], "What to do.")
@@ -35,28 +38,34 @@ def main(arguments: list[str]) -> None:
         raise app.UsageError(f"unknown argument {arguments[1]!r}: options are given as --name=value.")
     from maskdino_jax import runner
 
+    for library in ("absl", "jax"):  # Orbax, Grain and JAX tell a lot that is of use to their developers only
+        logging.getLogger(library).setLevel(logging.WARNING)
     config: Config = _CONFIG.value
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
-    chosen = flags.FLAGS["config"].using_default_value
+    given = config if _names_a_config(sys.argv) else None
     try:
         if _MODE.value == "train":
             runner.train(config, workdir)
         elif _MODE.value == "eval":
-            runner.evaluate(Path(_CHECKPOINT.value or workdir), workdir, None if chosen else config)
+            runner.evaluate(Path(_CHECKPOINT.value or workdir), workdir, given)
         else:
             if _IMAGES.value is None:
                 raise app.UsageError("--mode=predict needs --images=FILE_OR_DIR.")
-            runner.predict(
-                Path(_CHECKPOINT.value or workdir), Path(_IMAGES.value), workdir, None if chosen else config
-            )
+            runner.predict(Path(_CHECKPOINT.value or workdir), Path(_IMAGES.value), workdir, given)
     except (ValueError, FileNotFoundError) as error:
         # The message already says what to do; the traceback is for -v=1.
         logging.debug("traceback", exc_info=True)
         sys.exit(f"{type(error).__name__}: {error}")
 
 
+def _names_a_config(arguments: list[str]) -> bool:
+    return any(argument.lstrip("-").partition("=")[0] == "config" for argument in arguments[1:])
+
+
 def parse(arguments: list[str]) -> list[str]:
     """Parse flags; a misspelt option of the config becomes a message with the nearest real one."""
+    if not _names_a_config(arguments):  # not the flag's default: that would be parsed before errors can be explained
+        arguments = [arguments[0], f"--config={DEFAULT_CONFIG}", *arguments[1:]]
     try:
         return app.parse_flags_with_usage(arguments)
     except (KeyError, AttributeError) as error:

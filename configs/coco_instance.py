@@ -2,8 +2,8 @@
 
     python main.py --config=configs/coco_instance.py --workdir=runs/coco_instance --config.data.root=datasets/coco
 
-Paper (table 3) for `r50` with mask-enhanced boxes: mask AP 46.3, box AP 51.7 after 50 epochs of batch 16, with the backbone
-pre-trained on ImageNet; about 3 days on 8 A100. Ours has not been trained to the end yet.
+Paper (table 3) for `r50` with mask-enhanced boxes: mask AP 46.3, box AP 51.7 after 50 epochs of batch 16, with the
+backbone pre-trained on ImageNet; about 3 days on 8 A100. Ours has not been trained to the end yet.
 `tiny` is the same network with smaller numbers, to try data and code on a CPU.
 """
 
@@ -18,6 +18,7 @@ def get_config(variant: str = "r50") -> Config:
     config.data.val = SplitConfig(images="val2017", annotations="annotations/instances_val2017.json")
     config.model.decoder.box_init = "mask2box"
     config.inference.tasks = ("instance",)
+    config.data.keep_empty = True
     config.optimizer.milestones = (327_778, 355_092)
     if variant == "tiny":
         tiny(config)

@@ -2,8 +2,8 @@
 
     python main.py --config=configs/coco_panoptic.py --workdir=runs/coco_panoptic --config.data.root=datasets/coco
 
-Paper (table 4) for `r50`: PQ 53.0, PQ things 59.1, PQ stuff 43.9, box AP 48.8, mask AP 44.3, mIoU 60.6 after 50 epochs of
-batch 16, with the backbone pre-trained on ImageNet; about 3 days on 8 A100. Ours has not been trained to the end yet.
+Paper (table 4) for `r50`: PQ 53.0, PQ things 59.1, PQ stuff 43.9, box AP 48.8, mask AP 44.3, mIoU 60.6 after 50 epochs
+of batch 16, with the backbone pre-trained on ImageNet; about 3 days on 8 A100. Ours has not been trained to the end.
 `tiny` is the same network with smaller numbers, to try data and code on a CPU.
 """
 
@@ -22,6 +22,7 @@ def get_config(variant: str = "r50") -> Config:
         panoptic="panoptic_val2017",
         instances="annotations/instances_val2017.json",
     )
+    config.data.keep_empty = True
     config.optimizer.milestones = (327_778, 355_092)
     if variant == "tiny":
         tiny(config)

@@ -58,10 +58,10 @@ def _shrink(config: Config) -> None:
     config.model.decoder.ffn_dim = 128
     config.model.decoder.num_queries = 100
     config.model.denoising.num_queries = 64
-    config.loss.num_points = 784
+    config.loss.num_points = 400
     config.optimizer.learning_rate = 1e-3
-    config.optimizer.milestones = (450, 550)
-    config.train.steps = 600
+    config.optimizer.milestones = (400, 470)
+    config.train.steps = 500
     config.train.batch_size = 4
     config.train.eval_every = 0
     config.train.checkpoint_every = 200

@@ -128,7 +128,7 @@ def _neighbours(x: jax.Array, size: int) -> Iterator[tuple[jax.Array, jax.Array]
 
     Loads then need no mask, which costs the GPU more instructions than the wasted reads.
     """
-    x = jnp.clip(x, -2.0, size + 1.0)
+    x = jnp.clip(x, -2.0, size + 1.0)  # both are outside from here on; larger numbers do not fit into integers
     floor = jnp.floor(x)
     lower, upper_weight = floor.astype(jnp.int32), x - floor
     for index, weight in ((lower, 1 - upper_weight), (lower + 1, upper_weight)):

@@ -1,7 +1,7 @@
 """Every option of the system: type, default and unit, with validation that names the remedy.
 
-A config file (`configs/*.py`) builds a `Config` and sets only the values that differ from these defaults; the command
-line overrides any leaf with `--config.<path>=<value>`. `slots=True` turns a misspelt field into an error in both places.
+A config file (`configs/*.py`) builds a `Config` and sets only the values that differ from these defaults; the
+command line overrides any leaf with `--config.<path>=<value>`. `slots=True` makes a misspelt field an error.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ class DenoisingConfig:
 
     mode: str = "masks"  # masks: classes, boxes and masks are denoised; boxes: classes and boxes; none: off
     num_queries: int = 100  # slots; groups = num_queries // most objects in the batch
-    noise_scale: float = 0.4  # labels flip with half this probability, boxes move by up to this share of their half size
+    noise_scale: float = 0.4  # labels flip at half this rate, boxes move by up to this share of half a side
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -103,6 +103,7 @@ class DataConfig:
     scale: tuple[float, float] = (0.1, 2.0)  # large-scale jitter: size of the image relative to image_size
     flip: float = 0.5  # probability of a horizontal flip
     max_instances: int = 100  # objects kept for each training image; the largest are kept
+    keep_empty: bool = False  # objects without a pixel in the crop stay targets, with a zero box; the official recipes do
     workers: int = 4  # loader processes; 0 decodes in threads of the main process
     eval_short_side: int = 800  # pixels; evaluation resizes the shorter side to this ...
     eval_long_side: int = 1333  # pixels; ... unless the longer side would pass this
@@ -352,9 +353,7 @@ def _validate_train(config: Config, require: Any) -> None:
     )
     require(train.ema_decay < 1, "train.ema_decay", "give a number below 1, such as 0.9999, or 0 for none.")
     tasks = config.inference.tasks
-    require(
-        bool(tasks) and set(tasks) <= set(TASKS), "inference.tasks", f"give at least one of {', '.join(TASKS)}."
-    )
+    require(bool(tasks) and set(tasks) <= set(TASKS), "inference.tasks", f"give at least one of {', '.join(TASKS)}.")
     if config.data.format == "coco_instances":
         require(tasks == ("instance",), "inference.tasks", "COCO instances have no stuff: give ('instance',).")
     task = {"bbox": "instance", "segm": "instance", "panoptic_seg": "panoptic", "sem_seg": "semantic"}
@@ -364,9 +363,7 @@ def _validate_train(config: Config, require: Any) -> None:
         "give a metric of one of config.inference.tasks, such as panoptic_seg/PQ, segm/AP, bbox/AP or sem_seg/mIoU.",
     )
     milestones = config.optimizer.milestones
-    require(
-        list(milestones) == sorted(milestones), "optimizer.milestones", "give the steps in ascending order."
-    )
+    require(list(milestones) == sorted(milestones), "optimizer.milestones", "give the steps in ascending order.")
 
 
 def differences(old: Config, new: Config) -> list[str]:

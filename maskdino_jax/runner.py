@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from maskdino_jax.config import Config, ConfigError, differences, from_dict, val
 from maskdino_jax.data import CocoDataset, open_dataset, train_batches
 from maskdino_jax.evaluation.evaluate import evaluate as run_evaluation
 from maskdino_jax.evaluation.evaluate import metrics_table
-from maskdino_jax.inference.formats import to_json, write_ids
 from maskdino_jax.inference.predictor import Detector, Predictor
 from maskdino_jax.inference.visualize import draw
 from maskdino_jax.losses.matcher import check_callback_threads
@@ -33,10 +33,10 @@ _IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 def train(config: Config, workdir: Path) -> dict[str, float]:
     """Train to `config.train.steps`, continuing what is in `workdir`; returns the last evaluation."""
     validate(config)
-    _claim(workdir, config)
-    _log_to_file(workdir)
     data, validation = open_dataset(config.data, "train"), open_dataset(config.data, "val")
     mesh = _mesh(config)
+    _claim(workdir, config)
+    _log_to_file(workdir)
     spec = ModelSpec(config.model, data.catalog.num_classes)
     if config.model.backbone.norm == "frozen_bn":
         logging.warning(
@@ -136,9 +136,9 @@ def predict(checkpoint: Path, images: Path, workdir: Path, config: Config | None
         pictures.append(output / f"{path.stem}.png")
         Image.fromarray(predictor.draw(path, segments)).save(pictures[-1])
         threshold = predictor.config.inference.score_threshold
-        records.append(to_json(path.name, segments, predictor.catalog, threshold))
+        records.append(segments.to_dict(path.name, predictor.catalog, threshold))
         if segments.panoptic is not None:
-            write_ids(output / f"{path.stem}_panoptic.png", segments.panoptic.ids)
+            segments.panoptic.save(output / f"{path.stem}_panoptic.png")
         logging.info("%s -> %s", path, pictures[-1])
     (output / "predictions.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
     return pictures
@@ -168,9 +168,7 @@ def _mesh(config: Config | None) -> Mesh:
 def _abstract(function: Any, mesh: Mesh) -> Any:
     """Shapes of what `function` returns, replicated over the mesh."""
     whole = NamedSharding(mesh, P())
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(function)
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(function))
 
 
 def _initial_state(spec: ModelSpec, config: Config, mesh: Mesh, checkpoints: Checkpoints) -> State:
@@ -251,4 +249,6 @@ def _report(results: Mapping[str, float], before: Mapping[str, float] | None, wo
         keys = [key for key in ("panoptic_seg/PQ", "segm/AP50", "segm/AP", "bbox/AP") if key in results]
         rows = [f"{key:<16} {100 * before[key]:6.1f} -> {100 * results[key]:5.1f}" for key in keys]
         logging.info("before and after training, in percent\n%s", "\n".join(rows))
-    logging.info("results in %s\n%s", workdir, json.dumps(dict(results)))
+    logging.info("results in %s", workdir / "results.json")
+    sys.stdout.write(json.dumps(dict(results)) + "\n")
+    sys.stdout.flush()

@@ -1,7 +1,7 @@
 """Checkpoints in `WORKDIR/checkpoints/STEP`, written by Orbax while training goes on.
 
-Parameters, frozen statistics, moving average and optimizer state are separate items, so that weights restore without the
-optimizer. The item `meta` explains the weights: step, config, metrics, and the classes with ids and colours.
+Parameters, frozen statistics, moving average and optimizer state are separate items, so that weights restore without
+the optimizer. The item `meta` explains the weights: step, config, metrics, and the classes with ids and colours.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ class Checkpoints:
         """Write the state of `state["step"]`; `metrics` of an evaluation of just this state compete for the best."""
         step = int(state["step"])
         ranked = dict(metrics) if metrics and self._best_metric in metrics else None
-        items = {name: ocp.args.StandardSave(tree) for name, tree in state.items() if name != "step"}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in _trees(state).items()}
         meta = {**self._explanation, "step": step, "metrics": dict(metrics) if metrics else None}
         self._manager.save(
             step,
@@ -62,11 +62,10 @@ class Checkpoints:
         step = self.latest_step
         if step is None:
             raise FileNotFoundError(f"no checkpoint in {self._manager.directory}")
-        items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items() if name != "step"}
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in _trees(abstract).items()}
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        state = {name: restored[name] for name in items}
-        state["step"] = jax.device_put(jax.numpy.int32(step), abstract["step"].sharding)
-        return state
+        number = jax.device_put(jax.numpy.int32(step), abstract["step"].sharding)
+        return {**abstract, **{name: restored[name] for name in items}, "step": number}
 
     def wait(self) -> None:
         """Return when everything saved so far is on disk."""
@@ -74,6 +73,11 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _trees(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The items of a state that hold arrays; Orbax refuses empty ones, such as the statistics of a group norm."""
+    return {name: tree for name, tree in state.items() if name != "step" and jax.tree.leaves(tree)}
 
 
 def _locate(path: Path) -> tuple[Path, int | None]:
@@ -125,16 +129,10 @@ class Reader:
         averaged = (self.folder / str(self.step) / "ema").is_dir()
         weights = "ema" if averaged else "params"
         logging.info("weights: %s of %s/%d", weights, self.folder, self.step)
-        restored = self._manager.restore(
-            self.step,
-            args=ocp.args.Composite(
-                **{
-                    weights: ocp.args.StandardRestore(abstract["params"]),
-                    "frozen": ocp.args.StandardRestore(abstract["frozen"]),
-                }
-            ),
-        )
-        return {"params": restored[weights], "frozen": restored["frozen"]}
+        items = {weights: abstract["params"], "frozen": abstract["frozen"]}
+        wanted = {name: ocp.args.StandardRestore(tree) for name, tree in _trees(items).items()}
+        restored = self._manager.restore(self.step, args=ocp.args.Composite(**wanted))
+        return {"params": restored[weights], "frozen": restored.get("frozen", {})}
 
     def close(self) -> None:
         self._manager.close()

@@ -33,8 +33,11 @@ def unpack_mask(packed: UInt8[np.ndarray, "*n h w8"]) -> Bool[np.ndarray, "*n h 
     return np.unpackbits(packed, axis=-1).astype(bool)
 
 
-def sample(example: Example, record: int, max_instances: int) -> Sample:
-    """Rasterise and pack the objects of a cropped example, keeping the largest `max_instances` in their order."""
+def sample(example: Example, record: int, max_instances: int, keep_empty: bool = True) -> Sample:
+    """Rasterise and pack the objects of a cropped example, keeping the largest `max_instances` in their order.
+
+    Unless `keep_empty`, objects without a pixel in the crop are no targets.
+    """
     height, width = example.image.shape[:2]
     count = len(example.objects)
     masks = np.empty((count, height, width // 8), np.uint8)
@@ -44,7 +47,8 @@ def sample(example: Example, record: int, max_instances: int) -> Sample:
         mask, corners[index] = example.objects.raster(index)
         masks[index] = pack_mask(mask)
         areas[index] = np.count_nonzero(mask)
-    kept = np.sort(np.argsort(-areas, kind="stable")[:max_instances])
+    present = count if keep_empty else np.count_nonzero(areas)
+    kept = np.sort(np.argsort(-areas, kind="stable")[: min(present, max_instances)])
     return Sample(
         image=example.image,
         labels=example.labels[kept].astype(np.int32),
@@ -52,7 +56,7 @@ def sample(example: Example, record: int, max_instances: int) -> Sample:
         masks=masks[kept],
         is_thing=example.is_thing[kept],
         record=record,
-        dropped=count - len(kept),
+        dropped=present - len(kept),
     )
 
 

@@ -108,7 +108,7 @@ class _TrainStream:
         record = int(epoch_order(seed, epoch, len(self.dataset))[place])
         rng = np.random.default_rng((_AUGMENTATION, seed, epoch, record))
         example = jitter(self.dataset[record], draw(rng, data), data.image_size)
-        return sample(example, record, data.max_instances)
+        return sample(example, record, data.max_instances, data.keep_empty)
 
 
 @dataclasses.dataclass(frozen=True)

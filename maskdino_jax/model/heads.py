@@ -23,9 +23,7 @@ class PredictionHeads(nnx.Module):
         return Predictions(logits=self.class_embed(normed), boxes=boxes, mask_embed=self.mask_embed(normed))
 
 
-def mask_logits(
-    embed: Float[Array, "b q d"], features: Float[Array, "b h4 w4 d"]
-) -> Float[Array, "b q h4 w4"]:
+def mask_logits(embed: Float[Array, "b q d"], features: Float[Array, "b h4 w4 d"]) -> Float[Array, "b q h4 w4"]:
     """Masks as dot products of query and pixel embeddings, accumulated in float32."""
     embed = embed.astype(features.dtype)
     return jnp.einsum("bqd,bhwd->bqhw", embed, features, preferred_element_type=jnp.float32)

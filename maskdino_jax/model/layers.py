@@ -1,5 +1,6 @@
 """Building blocks: convolution with a norm, MLP, attention, and the initialisers of the official model."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -107,7 +108,7 @@ class MLP(nnx.Module):
     """Linear layers with ReLU between them."""
 
     def __init__(self, dims: tuple[int, ...], *, last: str = "fan_in", init: str = "fan_in", rngs: nnx.Rngs) -> None:
-        steps = list(zip(dims[:-1], dims[1:], strict=True))
+        steps = list(itertools.pairwise(dims))
         inits = [init] * (len(steps) - 1) + [last]
         self.layers = nnx.List(
             [linear(a, b, init=i, dtype=jnp.float32, rngs=rngs) for (a, b), i in zip(steps, inits, strict=True)]

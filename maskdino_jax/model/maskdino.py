@@ -73,9 +73,7 @@ class MaskDINO(nnx.Module):
         selection = self.query_selection(memory, level_sizes, mask_features, self.heads)
         sets = self.decoder(selection.content, selection.anchors, memory, level_sizes, None, self.heads)
         final: Predictions = jax.tree.map(lambda x: x[-1], sets)
-        return Detections(
-            logits=final.logits, boxes=final.boxes, masks=mask_logits(final.mask_embed, mask_features)
-        )
+        return Detections(logits=final.logits, boxes=final.boxes, masks=mask_logits(final.mask_embed, mask_features))
 
     def _normalize(
         self, images: UInt8[Array, "b h w 3"], sizes: Int[Array, "b 2"] | None = None

@@ -1,6 +1,5 @@
 """ResNet backbone (He et al. 2016) with the stride in the 3x3 convolution, NHWC."""
 
-import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float

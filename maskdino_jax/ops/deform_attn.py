@@ -109,7 +109,7 @@ def _neighbours(x: Array, size: Array) -> Iterator[tuple[Array, Array, Array]]:
 
     Pixels beyond the border get weight and derivative zero and the index of a pixel that exists.
     """
-    x = jnp.clip(x, -2, size + 1)  # both neighbours are outside from here on, and integers stay small
+    x = jnp.clip(x, -2, size + 1)  # both are outside from here on; larger numbers do not fit into integers
     lower = jnp.floor(x).astype(jnp.int32)
     upper_weight = x - lower
     for index, weight, slope in ((lower, 1 - upper_weight, -1.0), (lower + 1, upper_weight, 1.0)):

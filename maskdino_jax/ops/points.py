@@ -7,29 +7,23 @@ half a pixel of it therefore blend with zero.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 
 def sample_map(features: Float[Array, "b h w d"], points: Float[Array, "b p 2"]) -> Float[Array, "b p d"]:
     """Feature vectors at the points of each image, float32; differentiable in the features."""
     b, h, w, d = features.shape
-    flat = features.reshape(b, h * w, d)
-    total = jnp.zeros((b, points.shape[1], d), jnp.float32)
-    for x, y, weight in _corners(points, h, w):
-        values = jnp.take_along_axis(flat, (y * w + x)[..., None], axis=1, mode="clip")
-        total += weight[..., None] * values
-    return total
+    x, y, weight = _corners(points, h, w)
+    index = (y * w + x).reshape(b, -1, 1)
+    values = jnp.take_along_axis(features.reshape(b, h * w, d), index, axis=1, mode="clip")
+    return jnp.sum(weight[..., None] * values.reshape(b, -1, 4, d), axis=2)
 
 
 def sample_masks(logits: Float[Array, "*b h w"], points: Float[Array, "*b p 2"]) -> Float[Array, "*b p"]:
     """Value of each map at its own points, float32; differentiable in the maps."""
     *lead, h, w = logits.shape
-    corners = _corners(points, h, w)
-    # All four corners in one gather: its gradient is one scatter into the map instead of four.
-    index = jnp.concatenate([y * w + x for x, y, _ in corners], axis=-1)
-    weight = jnp.concatenate([weight for _, _, weight in corners], axis=-1)
-    values = jnp.take_along_axis(logits.reshape(*lead, h * w), index, axis=-1, mode="clip")
-    return (weight * values).reshape(*lead, 4, points.shape[-2]).sum(axis=-2)
+    x, y, weight = _corners(points, h, w)
+    return jnp.sum(weight * _gather(logits.reshape(*lead, h * w), y * w + x), axis=-1)
 
 
 def sample_packed(masks: UInt8[Array, "*#b h w8"], points: Float[Array, "*#b p 2"]) -> Float[Array, "*b p"]:
@@ -40,31 +34,31 @@ def sample_packed(masks: UInt8[Array, "*#b h w8"], points: Float[Array, "*#b p 2
         points: leading axes broadcast against those of the masks, so that many masks share one set of points.
     """
     *lead, h, w8 = masks.shape
-    flat = masks.reshape(*lead, h * w8)
-    total = 0.0
-    for x, y, weight in _corners(points, h, w8 * 8):
-        byte = jnp.take_along_axis(flat, y * w8 + x // 8, axis=-1, mode="clip")
-        bit = (byte >> (7 - x % 8).astype(jnp.uint8)) & 1
-        total += weight * bit
-    return total
+    x, y, weight = _corners(points, h, w8 * 8)
+    byte = _gather(masks.reshape(*lead, h * w8), y * w8 + x // 8)
+    bit = (byte >> (7 - x % 8).astype(jnp.uint8)) & 1
+    return jnp.sum(weight * bit, axis=-1)
 
 
-def _corners(points: Float[Array, "*b p 2"], h: int, w: int) -> list[tuple[Array, Array, Array]]:
+def _gather(flat: Shaped[Array, "*#b t"], index: Int[Array, "*#b p 4"]) -> Shaped[Array, "*b p 4"]:
+    # All four corners in one gather: its gradient is one scatter into the map instead of four.
+    *lead, p, four = index.shape
+    values = jnp.take_along_axis(flat, index.reshape(*lead, p * four), axis=-1, mode="clip")
+    return values.reshape(*values.shape[:-1], p, four)
+
+
+def _corners(
+    points: Float[Array, "*b p 2"], h: int, w: int
+) -> tuple[Int[Array, "*b p 4"], Int[Array, "*b p 4"], Float[Array, "*b p 4"]]:
     """Column, row and weight of the four pixels around each point; outside ones have weight 0 and a legal index."""
     size = jnp.array([w, h], jnp.float32)
-    position = points.astype(jnp.float32) * size - 0.5
-    low = jnp.floor(position)
-    part = position - low
-    corners = []
-    for dy in (0, 1):
-        for dx in (0, 1):
-            x, y = low[..., 0] + dx, low[..., 1] + dy
-            share = jnp.where(dx, part[..., 0], 1 - part[..., 0]) * jnp.where(dy, part[..., 1], 1 - part[..., 1])
-            inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
-            column = jnp.clip(x, 0, w - 1).astype(jnp.int32)
-            row = jnp.clip(y, 0, h - 1).astype(jnp.int32)
-            corners.append((column, row, jnp.where(inside, share, 0)))
-    return corners
+    position = points.astype(jnp.float32)[..., None, :] * size - 0.5
+    step = jnp.array([[0, 0], [1, 0], [0, 1], [1, 1]], jnp.float32)
+    pixel = jnp.floor(position) + step
+    share = 1 - jnp.abs(position - pixel)
+    weight = jnp.where((pixel >= 0) & (pixel < size), share, 0)
+    index = jnp.clip(pixel, 0, size - 1).astype(jnp.int32)
+    return index[..., 0], index[..., 1], weight[..., 0] * weight[..., 1]
 
 
 def uncertain_points(

@@ -21,7 +21,7 @@ class NonFiniteError(RuntimeError):
     """A loss term or the gradient is not a number; says at which step, which term and on which images."""
 
 
-class Interrupted(SystemExit):  # noqa: N818  an exit, like its base class
+class Interrupted(SystemExit):
     """A signal ended the run after the state was saved; the exit status is 128 plus the signal's number."""
 
     def __init__(self, number: int) -> None:

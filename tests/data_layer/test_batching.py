@@ -87,3 +87,13 @@ def test_an_empty_segment_is_an_object_with_a_zero_mask_and_a_zero_box():
     assert targets.labels[0, 0] == 4
     assert not targets.boxes.any()
     assert not targets.masks.any()
+
+
+def test_objects_outside_of_the_crop_are_no_targets_unless_kept():
+    """Three objects, the middle one without a pixel: it is neither a target nor counted as dropped."""
+    example = rectangles((0, 0, 4, 4), (0, 0, 0, 0), (0, 0, 8, 8))
+    packed = sample(example, record=0, max_instances=1, keep_empty=False)
+    np.testing.assert_array_equal(packed.labels, [2])
+    assert packed.dropped == 1
+    np.testing.assert_array_equal(sample(example, 0, 3, keep_empty=False).labels, [0, 2])
+    assert len(sample(example, 0, 3, keep_empty=True).labels) == 3

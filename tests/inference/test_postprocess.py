@@ -251,6 +251,14 @@ def test_a_query_that_wins_too_little_of_its_mask_leaves_its_pixels_unlabelled()
     np.testing.assert_array_equal(found.ids, [[1, 1, 0, 0]] * 4)
 
 
+def test_of_two_equal_queries_the_first_owns_every_pixel():
+    found = panoptic(logits_of(0, 0), np.full((2, 4, 4), SURE), same_size(4, 4), IS_THING, **THRESHOLDS)
+    assert found.segments == (Segment(1, 0, True, 1.0, 16),)
+    slightly = logits_of(0, 1)
+    slightly[0, 0], slightly[1, 1] = 3, 3  # equal, and not yet saturated
+    assert panoptic(slightly, np.full((2, 4, 4), SURE), same_size(4, 4), IS_THING, **THRESHOLDS).segments[0].label == 0
+
+
 def test_nothing_confident_gives_an_empty_map_of_the_original_size():
     found = panoptic(
         logits_of(None), np.full((1, 4, 4), SURE), Frame((16, 16), (5, 7), (16, 16)), IS_THING, **THRESHOLDS

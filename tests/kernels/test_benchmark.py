@@ -5,6 +5,7 @@ import json
 import pathlib
 import sys
 
+import numpy as np
 import pytest
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "benchmarks" / "deform_attn.py"
@@ -48,4 +49,17 @@ def test_wrong_implementation_is_not_timed(benchmark):
         return 2 * benchmark.plain_gather(*args)
 
     with pytest.raises(RuntimeError, match="broken is wrong"):
-        benchmark.check({"broken": doubled}, benchmark.SMOKE_CASES[1], backward=False)
+        benchmark.check({"broken": doubled}, benchmark.SMOKE_CASES[0], backward=False)
+
+
+@pytest.mark.parametrize(("queries", "expected"), [(0, 80), (50, 50)], ids=["encoder", "decoder"])
+def test_no_sample_lies_where_the_gradient_jumps(benchmark, queries, expected):
+    case = benchmark.Case(name="", batch=1, queries=queries, dtype="float32", levels=((8, 8), (4, 4)))
+    _, offsets, _, references, _ = (np.asarray(a, np.float64) for a in benchmark.make_inputs(case, seed=0))
+    assert offsets.shape[1] == references.shape[1] == expected
+    for level, (size, _) in enumerate(case.levels):
+        move = offsets[:, :, :, level]
+        if queries:
+            move = move * references[:, :, None, None, 2:] / 8 * size
+        pixels = references[:, :, None, None, :2] * size - 0.5 + move
+        assert np.abs(pixels - np.round(pixels)).min() >= 1e-4

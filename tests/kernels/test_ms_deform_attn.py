@@ -88,7 +88,9 @@ def test_kernel_lowers_for_cuda_without_a_gpu(b, q, reference_dim, dtype):
     text = lower_for_cuda(functools.partial(ms_deform_attn, level_sizes=LEVELS_1024), *shapes)
     kernels = [line for line in text.splitlines() if "custom_call" in line and "triton" in line]
     assert len(kernels) == 1
-    assert text.count("gather") == 0, "the kernel itself reads the samples"
+    assert "gather" not in text, "the kernel itself reads the samples"
+    # A GPU does not stop at the end of an array: the last block of queries has to be there in full.
+    assert f"tensor<{b}x8x32x{-(-q // 32) * 32}xf32>" in kernels[0]
 
 
 def test_door_joins_the_kernel_with_the_gradients_of_the_definition(monkeypatch):

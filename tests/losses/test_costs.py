@@ -38,16 +38,17 @@ def test_mask_cost_from_sampled_features_is_the_loss_of_the_full_mask_sampled(sc
     cost = costs.matching_cost(one, targets, features, points, weights)
     full = jnp.einsum("bqd,bhwd->bqhw", one.mask_embed, features)
     masks = jnp.unpackbits(targets.masks, axis=-1).astype(jnp.float32)
-    for b in range(2):
-        for i in range(3):
-            for j in range(3):
-                logits = sample_masks(full[b, i][None], points[b][None])[0]
-                labels = sample_masks(masks[b, j][None], points[b][None])[0]
-                if name == "mask":
-                    expected = functional.binary_cross_entropy(logits, labels).mean()
-                else:
-                    expected = functional.dice_loss(logits, labels)
-                np.testing.assert_allclose(cost[b, i, j], expected, rtol=1e-5)
+
+    @jax.jit
+    def expected(b, i, j):
+        logits = sample_masks(full[b, i][None], points[b][None])[0]
+        labels = sample_masks(masks[b, j][None], points[b][None])[0]
+        if name == "mask":
+            return functional.binary_cross_entropy(logits, labels).mean()
+        return functional.dice_loss(logits, labels)
+
+    for index in np.ndindex(2, 3, 3):
+        np.testing.assert_allclose(cost[index], expected(*index), rtol=1e-5)
 
 
 def test_box_and_giou_costs_are_the_losses_of_all_pairs(scene):

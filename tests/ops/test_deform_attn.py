@@ -246,13 +246,14 @@ def test_bfloat16_values_are_summed_in_float32():
         assert_close(a, b, 1e-6)
 
 
-def test_samples_far_outside_are_zero_and_so_are_their_gradients():
-    value, offsets, logits, references = random_inputs(
-        3, b=1, q=3, m=1, d=2, p=1, level_sizes=((3, 4),), reference_dim=2
-    )
-    for distance in (1e3, 1e20, np.inf, -1e3, -1e20, -np.inf):
-        far = jnp.full_like(offsets, distance)
-        for array in jax.tree.leaves(attend_and_pull(value, far, logits, references, jnp.ones((1, 3, 2)), ((3, 4),))):
+@pytest.mark.parametrize("axis", [0, 1])  # far along x or y, inside along the other
+def test_samples_far_outside_are_zero_and_so_are_their_gradients(axis):
+    level_sizes = ((3, 4),)
+    value, _, logits, _ = random_inputs(3, b=1, q=3, m=1, d=2, p=1, level_sizes=level_sizes, reference_dim=2)
+    references, grad = jnp.full((1, 3, 2), 0.5), jnp.ones((1, 3, 2))
+    for distance in (10, 1e3, 1e20, np.inf, -10, -1e3, -1e20, -np.inf):
+        far = jnp.zeros((1, 3, 1, 1, 1, 2)).at[..., axis].set(distance)
+        for array in jax.tree.leaves(attend_and_pull(value, far, logits, references, grad, level_sizes)):
             np.testing.assert_array_equal(array, np.zeros(array.shape))
 
 

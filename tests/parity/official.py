@@ -28,9 +28,11 @@ _RULES = [
     ),
     (
         r"pixel_decoder/(lateral|smooth)/(conv|norm)",
-        lambda m: "sem_seg_head.pixel_decoder."
-        + {"lateral": "adapter_1", "smooth": "layer_1"}[m[1]]
-        + (".norm" if m[2] == "norm" else ""),
+        lambda m: (
+            "sem_seg_head.pixel_decoder."
+            + {"lateral": "adapter_1", "smooth": "layer_1"}[m[1]]
+            + (".norm" if m[2] == "norm" else "")
+        ),
     ),
     (r"pixel_decoder/mask_features", lambda m: "sem_seg_head.pixel_decoder.mask_features"),
     (r"query_selection/(.*)", lambda m: f"sem_seg_head.predictor.{m[1]}"),
@@ -41,8 +43,9 @@ _RULES = [
     ),
     (
         r"decoder/layers/(\d)/(self|cross|ffn)_norm",
-        lambda m: f"sem_seg_head.predictor.decoder.layers.{m[1]}."
-        + {"cross": "norm1", "self": "norm2", "ffn": "norm3"}[m[2]],
+        lambda m: (
+            f"sem_seg_head.predictor.decoder.layers.{m[1]}." + {"cross": "norm1", "self": "norm2", "ffn": "norm3"}[m[2]]
+        ),
     ),
     (
         r"decoder/layers/(\d)/(?:ffn/)?(cross_attn/.*|linear\d)",

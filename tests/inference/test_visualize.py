@@ -1,0 +1,133 @@
+"""Pictures: what is painted, where, and what is left alone."""
+
+import numpy as np
+import pytest
+
+from maskdino_jax.data.catalog import Catalog, Category
+from maskdino_jax.inference.results import Instances, Panoptic, Segment, Segments
+from maskdino_jax.inference.visualize import draw
+
+CATALOG = Catalog(
+    (
+        Category(id=1, name="cat", is_thing=True, color=(220, 20, 60)),
+        Category(id=2, name="sky", is_thing=False, color=(0, 0, 250)),
+    )
+)
+GREY = np.full((600, 800, 3), 100, np.uint8)
+
+
+def rectangles(*boxes: tuple[int, int, int, int], scores=None, shape=(600, 800)) -> Instances:
+    masks = np.zeros((len(boxes), *shape), bool)
+    for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
+        mask[top:bottom, left:right] = True
+    scores = np.full(len(boxes), 0.9) if scores is None else np.array(scores)
+    return Instances(
+        scores=scores.astype(np.float32),
+        labels=np.zeros(len(boxes), np.int32),
+        boxes=np.array(boxes, np.float32).reshape(-1, 4),
+        masks=masks,
+        queries=np.arange(len(boxes), dtype=np.int32),
+    )
+
+
+def picture_of(**segments) -> np.ndarray:
+    return draw(GREY, Segments(**segments), CATALOG, score_threshold=0.5)
+
+
+def changed(picture: np.ndarray) -> np.ndarray:
+    return (picture != 100).any(axis=-1)
+
+
+def test_an_object_is_tinted_with_half_of_its_class_colour_and_the_rest_is_left_alone():
+    picture = picture_of(instances=rectangles((200, 200, 500, 400)))
+    assert picture.shape == GREY.shape
+    np.testing.assert_allclose(picture[300, 350], [(100 + 220) / 2, (100 + 20) / 2, (100 + 60) / 2], atol=1)
+    assert not changed(picture)[420:].any()
+    assert not changed(picture)[:, 520:].any()
+
+
+def test_every_object_of_a_class_has_its_own_shade():
+    boxes = [(20 + 90 * n, 300, 100 + 90 * n, 380) for n in range(8)]
+    picture = picture_of(instances=rectangles(*boxes))
+    shades = np.array([picture[340, box[0] + 40] for box in boxes], int)
+    distances = np.abs(shades[:, None] - shades).sum(axis=-1)[~np.eye(len(boxes), dtype=bool)]
+    assert distances.min() >= 12
+
+
+def test_objects_below_the_threshold_are_not_drawn():
+    both = rectangles((200, 200, 500, 400), (50, 450, 150, 550), scores=[0.9, 0.49])
+    np.testing.assert_array_equal(picture_of(instances=both), picture_of(instances=both.above(0.5)))
+    assert not changed(picture_of(instances=both))[440:].any()
+
+
+def test_an_object_too_small_for_a_name_changes_no_pixel_outside_of_itself_but_its_contour():
+    found = changed(picture_of(instances=rectangles((300, 300, 330, 330))))
+    rows, columns = (np.flatnonzero(found.any(axis=axis)) for axis in (1, 0))
+    assert (rows[0], rows[-1], columns[0], columns[-1]) == (300, 329, 300, 329)
+
+
+@pytest.mark.parametrize("box", [(700, 0, 800, 100), (-300, -200, 200, 90), (650, 480, 1500, 900), (0, 0, 800, 600)])
+def test_names_stay_inside_the_picture_even_for_boxes_that_reach_beyond_it(box):
+    instance = rectangles((0, 0, 0, 0))
+    instance.boxes[:] = box  # no mask: what is painted is the box and the label
+    found = changed(picture_of(instances=instance))
+    solid = (picture_of(instances=instance) == (220, 20, 60)).all(axis=-1)
+    assert found.any()
+    label_rows = np.flatnonzero(solid.sum(axis=1) > 40)
+    assert len(label_rows) >= 12, "a label is a filled rectangle some lines high"
+
+
+def test_names_do_not_cover_each_other():
+    """Two objects in the same place have two labels; each is as large as one alone."""
+    label = lambda picture: np.sum((picture == (220, 20, 60)).all(axis=-1))
+    one = rectangles((300, 300, 500, 400))
+    one.masks[:] = False
+    two = rectangles((300, 300, 500, 400), (300, 300, 500, 400))
+    two.masks[:] = False
+    alone, together = label(picture_of(instances=one)), label(picture_of(instances=two))
+    outline = 2 * (200 + 100)
+    assert together - outline >= 1.8 * (alone - outline)
+
+
+def test_the_panoptic_map_gives_regions_and_its_instances_take_their_colours():
+    ids = np.ones((600, 800), np.int32)
+    ids[200:400, 100:300], ids[200:400, 500:700] = 2, 3
+    panoptic = Panoptic(ids, (Segment(1, 1, False, 0.9, 1), Segment(2, 0, True, 0.9, 1), Segment(3, 0, True, 0.9, 1)))
+    alone = picture_of(panoptic=panoptic)
+    np.testing.assert_allclose(alone[500, 30], [70, 70, 0.7 * 100 + 0.3 * 250], atol=1)
+    np.testing.assert_allclose(alone[330, 200], [160, 60, 80], atol=1)
+    beside = picture_of(panoptic=panoptic, instances=rectangles((500, 200, 700, 400)))
+    np.testing.assert_array_equal(beside[330, 600], alone[330, 600])
+    outline = beside[300, 500].astype(int)
+    np.testing.assert_allclose((outline + 100) / 2, alone[330, 600], atol=1.5)
+
+
+def test_a_semantic_map_alone_is_tinted_and_named():
+    semantic = np.zeros((600, 800), np.int32)
+    semantic[:, 400:] = 1
+    picture = picture_of(semantic=semantic)
+    np.testing.assert_allclose(picture[20, 20], [136, 76, 88], atol=1)
+    np.testing.assert_allclose(picture[20, 780], [70, 70, 145], atol=1)
+    for half in (picture[:, :400], picture[:, 400:]):
+        assert (half == 255).all(axis=-1).sum() > 10, "white letters"
+
+
+def test_a_small_image_is_enlarged_until_names_can_be_read():
+    image = np.full((64, 128, 3), 100, np.uint8)
+    picture = draw(
+        image, Segments(instances=rectangles((20, 20, 90, 60), shape=(64, 128))), CATALOG, score_threshold=0.5
+    )
+    assert picture.shape == (512, 1024, 3)
+    np.testing.assert_allclose(picture[400, 500], [160, 60, 80], atol=1)
+    assert not changed(picture)[490:].any()
+
+
+def test_nothing_found_leaves_the_image_as_it_is():
+    nothing = rectangles()
+    np.testing.assert_array_equal(picture_of(instances=nothing), GREY)
+    np.testing.assert_array_equal(picture_of(panoptic=Panoptic(np.zeros((600, 800), np.int32), ())), GREY)
+
+
+def test_no_result_at_all_is_an_error():
+    with pytest.raises(ValueError, match="nothing to draw"):
+        picture_of()

@@ -1,0 +1,105 @@
+"""The loop around a step that only counts: when it saves, evaluates and stops."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from maskdino_jax.config import Config
+from maskdino_jax.structures import Batch, Targets
+from maskdino_jax.train.loop import Interrupted, NonFiniteError, train
+from maskdino_jax.train.metrics import MetricWriter
+
+
+def _batches() -> Iterator[Batch]:
+    targets = Targets(
+        labels=np.zeros((1, 1), np.int32),
+        boxes=np.zeros((1, 1, 4), np.float32),
+        masks=np.zeros((1, 1, 8, 1), np.uint8),
+        is_thing=np.zeros((1, 1), bool),
+        valid=np.zeros((1, 1), bool),
+    )
+    index = 0
+    while True:
+        images = np.zeros((1, 8, 8, 3), np.uint8)
+        yield Batch(images=images, targets=targets, records=np.array([index]), dropped=np.zeros(1, np.int32))
+        index += 1
+
+
+class Counter:
+    """Records what the loop asks for; the step adds one and may misbehave at a given step."""
+
+    def __init__(self, nan_at: int = 0, signal_at: int = 0) -> None:
+        self.saved: list[tuple[int, bool]] = []
+        self.evaluated: list[int] = []
+        self.nan_at, self.signal_at = nan_at, signal_at
+
+    def step(self, state: dict, batch: Batch) -> tuple[dict, dict]:
+        step = int(state["step"]) + 1
+        if step == self.signal_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        loss = jnp.float32(np.nan if step == self.nan_at else step)
+        metrics = {"loss": loss, "loss_ce": loss, "grad_norm": jnp.float32(1), "learning_rate": jnp.float32(1)}
+        return {"step": jnp.int32(step)}, metrics
+
+    def run(self, workdir: Path, **options: int) -> dict:
+        config = Config()
+        config.train.batch_size = 1
+        for name, value in options.items():
+            setattr(config.train, name, value)
+        writer = MetricWriter(workdir)
+        try:
+            return train(
+                {"step": jnp.int32(0)},
+                self.step,
+                _batches(),
+                config=config,
+                mesh=jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
+                writer=writer,
+                save=lambda state, metrics: self.saved.append((int(state["step"]), metrics is not None)),
+                evaluate=self.evaluate,
+                image_id=lambda record: f"image{record}",
+            )
+        finally:
+            writer.close()
+
+    def evaluate(self, state: dict) -> dict[str, float]:
+        self.evaluated.append(int(state["step"]))
+        return {"panoptic_seg/PQ": 0.5}
+
+
+def test_saves_and_evaluates_on_time_and_at_the_end(tmp_path: Path) -> None:
+    counter = Counter()
+    counter.run(tmp_path, steps=7, checkpoint_every=2, eval_every=3)
+    assert counter.evaluated == [3, 6, 7]
+    assert counter.saved == [(2, False), (3, True), (4, False), (6, True), (7, True)]
+
+
+def test_sigterm_saves_the_step_and_exits_with_its_status(tmp_path: Path) -> None:
+    counter = Counter(signal_at=5)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted) as raised:
+        counter.run(tmp_path, steps=9, checkpoint_every=100, eval_every=0)
+    assert raised.value.code == 128 + signal.SIGTERM
+    assert counter.saved == [(5, False)]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_nan_between_log_lines_is_found_one_step_later_and_named(tmp_path: Path) -> None:
+    counter = Counter(nan_at=4)
+    with pytest.raises(NonFiniteError, match=r"step 4: loss = nan, loss_ce = nan on the images image3\."):
+        counter.run(tmp_path, steps=100, log_every=50, checkpoint_every=50, eval_every=0)
+    assert counter.saved == []
+
+
+def test_a_nan_is_never_saved(tmp_path: Path) -> None:
+    counter = Counter(nan_at=4)
+    with pytest.raises(NonFiniteError, match="step 4"):
+        counter.run(tmp_path, steps=100, log_every=50, checkpoint_every=4, eval_every=0)
+    assert counter.saved == []
