@@ -103,7 +103,9 @@ class DataConfig:
     scale: tuple[float, float] = (0.1, 2.0)  # large-scale jitter: size of the image relative to image_size
     flip: float = 0.5  # probability of a horizontal flip
     max_instances: int = 100  # objects kept for each training image; the largest are kept
-    keep_empty: bool = False  # objects without a pixel in the crop stay targets, with a zero box; the official recipes do
+    keep_empty: bool = (
+        False  # objects without a pixel in the crop stay targets, with a zero box; the official recipes do
+    )
     workers: int = 4  # loader processes; 0 decodes in threads of the main process
     eval_short_side: int = 800  # pixels; evaluation resizes the shorter side to this ...
     eval_long_side: int = 1333  # pixels; ... unless the longer side would pass this
@@ -146,7 +148,7 @@ class InferenceConfig:
     overlap_threshold: float = 0.8  # panoptic: segments that keep less of their mask are dropped
     temperature: float = 0.06  # sharpens class scores for panoptic and semantic results; 0: off
     score_threshold: float = 0.5  # instances drawn and written by predict; evaluation keeps all
-    batch_size: int = 1
+    batch_size: int = 1  # images that each device evaluates at a time
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

@@ -1,11 +1,12 @@
 """Composition root: puts data, model, losses, training, evaluation and checkpoints together for each mode."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,65 +36,48 @@ def train(config: Config, workdir: Path) -> dict[str, float]:
     validate(config)
     data, validation = open_dataset(config.data, "train"), open_dataset(config.data, "val")
     mesh = _mesh(config)
-    _claim(workdir, config)
-    _log_to_file(workdir)
     spec = ModelSpec(config.model, data.catalog.num_classes)
-    if config.model.backbone.norm == "frozen_bn":
-        logging.warning(
-            "the backbone starts from random weights with frozen norms: config.model.backbone.norm='group_norm' "
-            "trains better from scratch"
-        )
-    checkpoints = Checkpoints(workdir, config, data.catalog.to_dict())
-    writer = MetricWriter(workdir)
-    state = _initial_state(spec, config, mesh, checkpoints)
-    detector = Detector(spec, mesh)
-
-    def evaluate_state(state: State) -> dict[str, float]:
-        variables = {"params": state.get("ema", state["params"]), "frozen": state["frozen"]}
-        step = int(state["step"])
-        results = _evaluate(detector, variables, validation, config, workdir / "evaluation", writer, step)
-        writer.scalars(step, results)
-        return results
-
-    before = None
-    if config.train.eval_at_start:
-        before = _stored(workdir / "before.json") or evaluate_state(state)
-        _store(workdir / "before.json", before)
-    batches = train_batches(
-        data,
-        config,
-        int(state["step"]),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    results: dict[str, float] = {}
-
-    def save(state: State, metrics: Mapping[str, float] | None) -> None:
-        checkpoints.save(state, metrics)
-        results.update(metrics or {})
-
-    try:
+    _claim(workdir, config)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_log_file(workdir / "log.txt"))
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, config, data.catalog.to_dict())))
+        writer = stack.enter_context(contextlib.closing(MetricWriter(workdir)))
+        state = _initial_state(spec, config, mesh, checkpoints)
+        evaluation = _Evaluation(Detector(spec, mesh), validation, config, workdir / "evaluation", writer)
+        before = _before(workdir / "before.json", evaluation, state) if config.train.eval_at_start else None
         if int(state["step"]) < config.train.steps:
-            state = run_training(
-                state,
-                build_train_step(spec, config, mesh),
-                iter(batches),
-                config=config,
-                mesh=mesh,
-                writer=writer,
-                save=save,
-                evaluate=evaluate_state,
-                image_id=lambda record: str(data.image_id(record)),
-            )
+            state = _continue(state, spec, config, mesh, data, checkpoints, writer, evaluation)
         else:
             logging.info("%s is trained to step %d already", workdir, config.train.steps)
-            results.update(evaluate_state(state))
-    finally:
-        batches.close()
-        checkpoints.close()
-        writer.close()
-    _report(results, before, workdir)
-    return results
+            evaluation.of_state(state)
+    _report(evaluation.latest, before, workdir)
+    return evaluation.latest
+
+
+def _continue(
+    state: State,
+    spec: ModelSpec,
+    config: Config,
+    mesh: Mesh,
+    data: CocoDataset,
+    checkpoints: Checkpoints,
+    writer: MetricWriter,
+    evaluation: "_Evaluation",
+) -> State:
+    """Run the loop from the step of `state` to the last one."""
+    hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    with train_batches(data, config, int(state["step"]), **hosts) as batches:
+        return run_training(
+            state,
+            build_train_step(spec, config, mesh),
+            batches,
+            config=config,
+            mesh=mesh,
+            writer=writer,
+            save=checkpoints.save,
+            evaluate=evaluation.of_state,
+            image_id=lambda record: str(data.image_id(record)),
+        )
 
 
 def evaluate(checkpoint: Path, workdir: Path, config: Config | None) -> dict[str, float]:
@@ -110,12 +94,9 @@ def evaluate(checkpoint: Path, workdir: Path, config: Config | None) -> dict[str
     spec = ModelSpec(config.model, validation.catalog.num_classes)
     variables = reader.variables(_abstract(functools.partial(spec.init, 0), mesh))
     reader.close()
-    writer = MetricWriter(workdir)
-    results = _evaluate(
-        Detector(spec, mesh), variables, validation, config, workdir / "evaluation", writer, reader.step
-    )
-    writer.scalars(reader.step, results)
-    writer.close()
+    with contextlib.closing(MetricWriter(workdir)) as writer:
+        evaluation = _Evaluation(Detector(spec, mesh), validation, config, workdir / "evaluation", writer)
+        results = evaluation.of(variables, reader.step)
     _report(results, None, workdir)
     return results
 
@@ -177,36 +158,62 @@ def _initial_state(spec: ModelSpec, config: Config, mesh: Mesh, checkpoints: Che
     if checkpoints.latest_step is not None:
         logging.info("continuing from step %d", checkpoints.latest_step)
         return checkpoints.restore_latest(_abstract(init, mesh))
+    if config.model.backbone.norm == "frozen_bn":
+        logging.warning(
+            "the backbone starts from random weights with frozen norms: config.model.backbone.norm='group_norm' "
+            "trains better from scratch"
+        )
     state = jax.jit(init, out_shardings=NamedSharding(mesh, P()))()
     count = sum(x.size for x in jax.tree.leaves(state["params"]))
     logging.info("%s: %.1f million trained parameters", config.name, count / 1e6)
     return state
 
 
-def _evaluate(
-    detector: Detector,
-    variables: dict[str, Any],
-    dataset: CocoDataset,
-    config: Config,
-    output: Path,
-    writer: MetricWriter,
-    step: int,
-) -> dict[str, float]:
-    """Metrics of the whole validation set, and the first predicted pictures for the log."""
-    drawn: list[int] = []
+class _Evaluation:
+    """Evaluates on one data set, logs the numbers and some pictures, and remembers the latest results."""
 
-    def keep(record: int, image: Any, segments: Any) -> None:
-        if len(drawn) < config.train.log_images:
-            drawn.append(record)
-            picture = draw(image, segments, dataset.catalog, score_threshold=config.inference.score_threshold)
-            name = Path(dataset.file_name(record)).stem
-            writer.image(step, f"predictions/{name}", picture)
-            output.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(output / f"{name}.png")
+    def __init__(
+        self, detector: Detector, dataset: CocoDataset, config: Config, output: Path, writer: MetricWriter
+    ) -> None:
+        together = config.inference.batch_size * detector.mesh.size
+        inference = dataclasses.replace(config.inference, batch_size=together)
+        self._config = dataclasses.replace(config, inference=inference)
+        self._detector, self._dataset = detector, dataset
+        self._output, self._writer = output, writer
+        self.latest: dict[str, float] = {}
 
-    results = run_evaluation(functools.partial(detector, variables), dataset, config, output, on_result=keep)
-    logging.info("evaluation at step %d\n%s", step, metrics_table(results))
-    return results
+    def of_state(self, state: State) -> dict[str, float]:
+        """Metrics of a training state: of its moving average where it has one."""
+        variables = {"params": state.get("ema", state["params"]), "frozen": state["frozen"]}
+        return self.of(variables, int(state["step"]))
+
+    def of(self, variables: dict[str, Any], step: int) -> dict[str, float]:
+        drawn: list[int] = []
+
+        def keep(record: int, image: Any, segments: Any) -> None:
+            if len(drawn) < self._config.train.log_images:
+                drawn.append(record)
+                self._picture(record, image, segments, step)
+
+        predict = functools.partial(self._detector, variables)
+        self.latest = run_evaluation(predict, self._dataset, self._config, self._output, on_result=keep)
+        self._writer.scalars(step, self.latest)
+        logging.info("evaluation at step %d\n%s", step, metrics_table(self.latest))
+        return self.latest
+
+    def _picture(self, record: int, image: Any, segments: Any, step: int) -> None:
+        threshold = self._config.inference.score_threshold
+        picture = draw(image, segments, self._dataset.catalog, score_threshold=threshold)
+        name = Path(self._dataset.file_name(record)).stem
+        self._writer.image(step, f"predictions/{name}", picture)
+        Image.fromarray(picture).save(self._output / f"{name}.png")
+
+
+def _before(path: Path, evaluation: _Evaluation, state: State) -> dict[str, float]:
+    """Metrics before the first step, found once in the life of a workdir."""
+    if not path.exists():
+        _store(path, evaluation.of_state(state))
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _claim(workdir: Path, config: Config) -> None:
@@ -231,15 +238,17 @@ def _store(path: Path, value: Any) -> None:
     part.replace(path)
 
 
-def _stored(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def _log_to_file(workdir: Path) -> None:
+@contextlib.contextmanager
+def _log_file(path: Path) -> Iterator[None]:
     """Keep what the console shows."""
-    handler = logging.FileHandler(workdir / "log.txt")
+    handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
 
 
 def _report(results: Mapping[str, float], before: Mapping[str, float] | None, workdir: Path) -> None:

@@ -22,15 +22,7 @@ class DecoderLayer(nnx.Module):
         dim = config.hidden_dim
         self.self_attn = SelfAttention(dim, config.num_heads, dtype=dtype, rngs=rngs)
         self.self_norm = layer_norm(dim, dtype=dtype, rngs=rngs)
-        self.cross_attn = DeformableAttention(
-            dim,
-            config.num_heads,
-            config.encoder.num_levels,
-            config.num_points,
-            impl=config.deform_attn,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.cross_attn = DeformableAttention(config, dtype=dtype, rngs=rngs)
         self.cross_norm = layer_norm(dim, dtype=dtype, rngs=rngs)
         self.ffn = FeedForward(dim, config.decoder.ffn_dim, dtype=dtype, rngs=rngs)
         self.ffn_norm = layer_norm(dim, dtype=dtype, rngs=rngs)

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from maskdino_jax.config import ModelConfig
 from maskdino_jax.ops.deform_attn import deform_attn
 
 EPSILON = 1e-5  # of every norm
@@ -169,27 +170,18 @@ def _offset_bias(num_heads: int, num_levels: int, num_points: int) -> jax.Array:
 class DeformableAttention(nnx.Module):
     """Multi-scale deformable attention (Zhu et al. 2021, eq. 3) with pixel or box references."""
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        num_levels: int,
-        num_points: int,
-        *,
-        impl: str,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ) -> None:
-        samples = num_heads * num_levels * num_points
+    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        dim, shape = config.hidden_dim, (config.num_heads, config.encoder.num_levels, config.num_points)
+        samples = math.prod(shape)
         zeros, xavier = nnx.initializers.zeros_init(), nnx.initializers.xavier_uniform()
-        bias = lambda *_: _offset_bias(num_heads, num_levels, num_points)
+        bias = lambda *_: _offset_bias(*shape)
         # Offsets and weights stay float32: bfloat16 would lose a thirtieth of a pixel at 8 pixels' distance.
         self.sampling_offsets = nnx.Linear(dim, samples * 2, kernel_init=zeros, bias_init=bias, rngs=rngs)
         self.attention_weights = nnx.Linear(dim, samples, kernel_init=zeros, bias_init=zeros, rngs=rngs)
         self.value_proj = nnx.Linear(dim, dim, kernel_init=xavier, bias_init=zeros, dtype=dtype, rngs=rngs)
         self.output_proj = nnx.Linear(dim, dim, kernel_init=xavier, bias_init=zeros, dtype=dtype, rngs=rngs)
-        self.shape = (num_heads, num_levels, num_points)
-        self.impl = impl
+        self.shape = shape
+        self.impl = config.deform_attn
 
     def __call__(
         self,

@@ -35,15 +35,7 @@ class EncoderLayer(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         dim = config.hidden_dim
-        self.self_attn = DeformableAttention(
-            dim,
-            config.num_heads,
-            config.encoder.num_levels,
-            config.num_points,
-            impl=config.deform_attn,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.self_attn = DeformableAttention(config, dtype=dtype, rngs=rngs)
         self.norm1 = layer_norm(dim, dtype=dtype, rngs=rngs)
         self.ffn = FeedForward(dim, config.encoder.ffn_dim, dtype=dtype, rngs=rngs)
         self.norm2 = layer_norm(dim, dtype=dtype, rngs=rngs)
