@@ -19,10 +19,10 @@ quickstart: install  ## train a small network on the images that come along, eva
 		--images=maskdino_jax/data/samples/nuclei/val
 
 test: install  ## the fast tests
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 test-slow: install  ## minutes each
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m slow -n 2 --dist loadfile
 
 test-gpu:  ## on a machine with an NVIDIA GPU; uses the present environment
 	MASKDINO_TEST_PLATFORM=cuda,cpu python3 -m pytest -m gpu

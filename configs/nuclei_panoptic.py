@@ -42,26 +42,26 @@ def get_config(variant: str = "r50") -> Config:
 
 
 def _shrink(config: Config) -> None:
-    """The same network with smaller numbers."""
-    config.data.image_size = (128, 128)
-    config.data.scale = (1.0, 3.0)
+    """The same network with smaller numbers, and many small steps rather than few large ones."""
+    config.data.image_size = (192, 192)
+    config.data.scale = (0.9, 1.5)
     config.data.max_instances = 64
     config.model.backbone.depths = (1, 1, 1, 1)
-    config.model.backbone.width = 32
+    config.model.backbone.width = 16
     config.model.hidden_dim = 64
     config.model.num_heads = 4
     config.model.encoder.layers = 2
     config.model.encoder.ffn_dim = 128
-    config.model.encoder.in_features = ("res3", "res4", "res5")
     config.model.encoder.num_levels = 3
     config.model.decoder.layers = 2
     config.model.decoder.ffn_dim = 128
     config.model.decoder.num_queries = 100
     config.model.denoising.num_queries = 64
-    config.loss.num_points = 400
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.milestones = (400, 470)
-    config.train.steps = 500
-    config.train.batch_size = 4
+    config.loss.num_points = 196
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.milestones = (2_200, 2_450)
+    config.train.steps = 2_600
+    config.train.batch_size = 1
+    config.train.log_every = 100
     config.train.eval_every = 0
-    config.train.checkpoint_every = 200
+    config.train.checkpoint_every = 650

@@ -17,7 +17,7 @@ from PIL import Image
 
 from maskdino_jax.checkpoints import Checkpoints, Reader
 from maskdino_jax.config import Config, ConfigError, differences, from_dict, validate
-from maskdino_jax.data import CocoDataset, open_dataset, train_batches
+from maskdino_jax.data import Catalog, CocoDataset, open_dataset, train_batches
 from maskdino_jax.evaluation.evaluate import evaluate as run_evaluation
 from maskdino_jax.evaluation.evaluate import metrics_table
 from maskdino_jax.inference.predictor import Detector, Predictor
@@ -35,6 +35,7 @@ def train(config: Config, workdir: Path) -> dict[str, float]:
     """Train to `config.train.steps`, continuing what is in `workdir`; returns the last evaluation."""
     validate(config)
     data, validation = open_dataset(config.data, "train"), open_dataset(config.data, "val")
+    _require_same_classes(validation, data.catalog, f"{data.annotations} has")
     mesh = _mesh(config)
     spec = ModelSpec(config.model, data.catalog.num_classes)
     _claim(workdir, config)
@@ -85,11 +86,7 @@ def evaluate(checkpoint: Path, workdir: Path, config: Config | None) -> dict[str
     reader = Reader(checkpoint)
     config = _combine(reader.config, config)
     validation = open_dataset(config.data, "val")
-    if validation.catalog.to_dict() != reader.catalog:
-        raise ConfigError(
-            f"config.data.root = {config.data.root!r}: its categories are not those the checkpoint {checkpoint} was "
-            f"trained on. Give the data set of the training run, or another checkpoint."
-        )
+    _require_same_classes(validation, Catalog.from_dict(reader.catalog), f"the checkpoint {checkpoint} was trained on")
     mesh = _mesh(None)
     spec = ModelSpec(config.model, validation.catalog.num_classes)
     variables = reader.variables(_abstract(functools.partial(spec.init, 0), mesh))
@@ -123,6 +120,18 @@ def predict(checkpoint: Path, images: Path, workdir: Path, config: Config | None
         logging.info("%s -> %s", path, pictures[-1])
     (output / "predictions.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
     return pictures
+
+
+def _require_same_classes(validation: CocoDataset, trained: Catalog, where: str) -> None:
+    """Predictions are numbered by position, so both lists must agree in ids, names and order."""
+    found, wanted = ([(c.id, c.name) for c in catalog.categories] for catalog in (validation.catalog, trained))
+    if found != wanted:
+        different = next((pair for pair in zip(found, wanted, strict=False) if pair[0] != pair[1]), None)
+        detail = f"{different[0]} instead of {different[1]}" if different else f"{len(found)} instead of {len(wanted)}"
+        raise ConfigError(
+            f"config.data.val.annotations = {validation.annotations}: its categories are not those {where}: {detail}. "
+            f"Give both the same list of categories."
+        )
 
 
 def _combine(trained: Config, given: Config | None) -> Config:
