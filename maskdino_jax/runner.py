@@ -90,7 +90,6 @@ def evaluate(checkpoint: Path, workdir: Path, config: Config | None) -> dict[str
     mesh = _mesh(None)
     spec = ModelSpec(config.model, validation.catalog.num_classes)
     variables = reader.variables(_abstract(functools.partial(spec.init, 0), mesh))
-    reader.close()
     with contextlib.closing(MetricWriter(workdir)) as writer:
         evaluation = _Evaluation(Detector(spec, mesh), validation, config, workdir / "evaluation", writer)
         results = evaluation.of(variables, reader.step)
@@ -105,7 +104,6 @@ def predict(checkpoint: Path, images: Path, workdir: Path, config: Config | None
         raise FileNotFoundError(f"--images={images}: no such file, or a folder without {', '.join(_IMAGE_TYPES)}.")
     reader = Reader(checkpoint)
     predictor = Predictor(checkpoint, config=_combine(reader.config, config))
-    reader.close()
     output = workdir / "predictions"
     output.mkdir(parents=True, exist_ok=True)
     records, pictures = [], []

@@ -80,43 +80,37 @@ def _trees(state: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tree for name, tree in state.items() if name != "step" and jax.tree.leaves(tree)}
 
 
-def _locate(path: Path) -> tuple[Path, int | None]:
-    """Folder of checkpoints and, where `path` names one checkpoint, its step."""
+def _steps(folder: Path) -> list[int]:
+    """Finished checkpoints; Orbax gives a folder its final name last."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(child.name) for child in folder.iterdir() if child.name.isdigit() and (child / _META).is_dir())
+
+
+def _locate(path: Path) -> tuple[Path, list[int]]:
+    """Folder of checkpoints and the steps to choose from: all of a workdir, or the one that `path` names."""
     path = path.expanduser().absolute()
-    if (path / _META).is_dir() and path.name.isdigit():
-        return path.parent, int(path.name)
+    if path.name.isdigit() and int(path.name) in _steps(path.parent):
+        return path.parent, [int(path.name)]
     for folder in (path / _FOLDER, path):
-        if folder.is_dir() and any((child / _META).is_dir() for child in folder.iterdir()):
-            return folder, None
+        if _steps(folder):
+            return folder, _steps(folder)
     raise FileNotFoundError(
         f"--checkpoint={path}: neither a workdir with finished checkpoints nor a checkpoint. Give the workdir of a "
         f"training run, or one of its {_FOLDER}/STEP folders."
     )
 
 
-def _best_step(manager: ocp.CheckpointManager) -> int:
-    """Step with the best metric; the latest where none was evaluated."""
-    best, best_value = manager.latest_step(), -1.0
-    for step in manager.all_steps():
-        meta = _read_meta(manager, step)
-        value = (meta["metrics"] or {}).get(meta["config"]["best_metric"], -1.0)
-        if value > best_value:
-            best, best_value = step, value
-    return best
-
-
-def _read_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[_META]
-
-
 class Reader:
-    """One checkpoint, opened for its weights."""
+    """One checkpoint, opened for its weights: of a workdir the best by `best_metric`, or the latest if none has it."""
 
     def __init__(self, path: Path) -> None:
-        self.folder, step = _locate(path)
-        self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(read_only=True))
-        self.step = _best_step(self._manager) if step is None else step
-        self.meta = _read_meta(self._manager, self.step)
+        self.folder, steps = _locate(path)
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+            metas = {step: checkpointer.restore(self.folder / str(step) / _META) for step in steps}
+        score = lambda step: ((metas[step]["metrics"] or {}).get(metas[step]["config"]["best_metric"], -1.0), step)
+        self.step = max(steps, key=score)
+        self.meta = metas[self.step]
         self.config: Config = from_dict(self.meta["config"])
         self.catalog: dict[str, Any] = self.meta["catalog"]
 
@@ -126,13 +120,10 @@ class Reader:
         Raises:
             ValueError: a parameter is missing, unknown or has another shape.
         """
-        averaged = (self.folder / str(self.step) / "ema").is_dir()
-        weights = "ema" if averaged else "params"
-        logging.info("weights: %s of %s/%d", weights, self.folder, self.step)
-        items = {weights: abstract["params"], "frozen": abstract["frozen"]}
-        wanted = {name: ocp.args.StandardRestore(tree) for name, tree in _trees(items).items()}
-        restored = self._manager.restore(self.step, args=ocp.args.Composite(**wanted))
+        checkpoint = self.folder / str(self.step)
+        weights = "ema" if (checkpoint / "ema").is_dir() else "params"
+        logging.info("weights: %s of %s", weights, checkpoint)
+        items = _trees({weights: abstract["params"], "frozen": abstract["frozen"]})
+        with ocp.StandardCheckpointer() as checkpointer:
+            restored = {name: checkpointer.restore(checkpoint / name, tree) for name, tree in items.items()}
         return {"params": restored[weights], "frozen": restored.get("frozen", {})}
-
-    def close(self) -> None:
-        self._manager.close()

@@ -58,7 +58,6 @@ class Predictor:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), abstract)
         self._variables = reader.variables(abstract)
         self._detector = Detector(spec, mesh)
-        reader.close()
 
     def __call__(self, image: str | Path | UInt8[np.ndarray, "h w 3"]) -> Segments:
         """Segments of a file or of an RGB array, in the pixels of the original image."""

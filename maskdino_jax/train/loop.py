@@ -54,10 +54,9 @@ def check_finite(step: int, metrics: Mapping[str, Any], images: list[str]) -> No
     bad = [f"{name} = {float(value)}" for name, value in values.items() if not np.isfinite(value)]
     if bad:
         raise NonFiniteError(
-            f"step {step}: {', '.join(bad)} on the images {', '.join(images)}. The parameters are those of the last "
-            f"finite step and are in the latest checkpoint or lost with fewer than train.checkpoint_every steps. Look "
-            f"at these images with their annotations, lower config.optimizer.learning_rate, or start with another "
-            f"config.train.seed."
+            f"step {step}: {', '.join(bad)} on the images {', '.join(images)}. This step changed nothing, and the "
+            f"latest checkpoint is sound. Look at these images with their annotations, lower "
+            f"config.optimizer.learning_rate, or start with another config.train.seed."
         )
 
 
