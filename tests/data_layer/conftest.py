@@ -26,7 +26,8 @@ def nuclei() -> Config:
         )
         for split in ("train", "val")
     }
-    data = DataConfig(**splits, image_size=(64, 64), max_instances=20, workers=0, eval_short_side=64, eval_long_side=64)
+    data = DataConfig(**splits, image_size=(64, 64), max_instances=20, keep_empty=True, workers=0)
+    data.eval_short_side = data.eval_long_side = 64
     config = Config(data=data)
     config.train.batch_size = 2
     return config
@@ -48,7 +49,7 @@ def coco_config(format: str) -> DataConfig:
         )
         for split in ("train", "val")
     }
-    return DataConfig(root=str(COCO), format=format, **splits, workers=0)
+    return DataConfig(root=str(COCO), format=format, **splits, keep_empty=True, workers=0)
 
 
 @pytest.fixture
