@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 quickstart: install  ## train a small network on the images that come along, evaluate it, draw its predictions
 	$(RUN) main.py --config=configs/nuclei_panoptic.py:quick --workdir=runs/quickstart
 	$(RUN) main.py --mode=predict --checkpoint=runs/quickstart --workdir=runs/quickstart \
-		--images=maskdino_jax/data/samples/nuclei/val
+		--images=maskdino_jax/data/samples/nuclei/val_tiles
 
 test: install  ## the fast tests
 	$(RUN) -m pytest -n 2 --dist loadfile
