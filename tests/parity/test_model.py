@@ -181,8 +181,9 @@ def _check_parameters(gradients: dict, updates: dict, arrays: dict) -> None:
             continue
         theirs = arrays[f"grad/param/{name}"]
         # A ReLU that rounding flips changes single entries, so whole tensors are compared; the backbone has 50.
+        # The official float32 gradients are up to 1e-3 from float64; two float32 programs may be twice that apart.
         error = np.linalg.norm(to_official(ours, np.asarray(gradient)) - theirs) / np.linalg.norm(theirs)
-        assert error < (5e-3 if is_backbone(ours) else 1e-3), name
+        assert error < (5e-3 if is_backbone(ours) else 2e-3), name
         if not is_backbone(ours):
             delta = to_official(ours, np.asarray(updates[path]))
             large = np.abs(theirs) > 1e-3 * np.abs(theirs).max()  # Adam turns noise into full steps
