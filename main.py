@@ -10,12 +10,13 @@ Any option of the config is overridden by its path: --config.train.batch_size=8
 
 import logging
 import os
-
-# Before jax is imported: with the default two threads jax 0.10 can deadlock in the matcher's host callback.
-os.environ.setdefault("NPROC", "16")
-
 import sys
 from pathlib import Path
+
+# Before jax is imported: with the default two threads jax 0.10 can deadlock in the matcher's host callback; and what
+# is compiled once, such as the model for each shape of image, is found on disk the next time.
+os.environ.setdefault("NPROC", "16")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache/maskdino_jax"))
 
 from absl import app, flags
 from ml_collections import config_flags

@@ -1,6 +1,6 @@
 """Nuclei in fluorescence images: panoptic segmentation of the data set that comes with the package.
 
-    python main.py --config=configs/nuclei_panoptic.py            # ResNet-50, for a GPU
+    python main.py --config=configs/nuclei_panoptic.py            # r50, for a GPU
     python main.py --config=configs/nuclei_panoptic.py:quick      # a small network, minutes on two CPU cores
 
 100 training and 25 validation images of 256 x 256 pixels (BBBC038, CC0), one thing (nucleus) and one stuff class.
@@ -9,8 +9,12 @@ Trained from scratch, hence group norm in the backbone. Results: docs/results.md
 
 from maskdino_jax.config import Config, SplitConfig
 
+VARIANTS = ("r50", "quick")
+
 
 def get_config(variant: str = "r50") -> Config:
+    if variant not in VARIANTS:
+        raise ValueError(f"nuclei_panoptic.py has no variant {variant!r}: choose {', '.join(VARIANTS)}.")
     config = Config(name=f"nuclei_panoptic_{variant}")
     config.data.train = SplitConfig(
         images="train", annotations="annotations/panoptic_train.json", panoptic="panoptic_train"
@@ -25,6 +29,7 @@ def get_config(variant: str = "r50") -> Config:
     config.data.scale = (0.5, 2.0)
     config.data.max_instances = 128
     config.data.eval_short_side = config.data.eval_long_side = 256
+    config.data.eval_canvas = "exact"  # images are of one size
     config.data.workers = 0
     config.model.backbone.norm = "group_norm"
     config.optimizer.backbone_multiplier = 1.0
@@ -36,8 +41,6 @@ def get_config(variant: str = "r50") -> Config:
     config.inference.batch_size = 5
     if variant == "quick":
         _shrink(config)
-    elif variant != "r50":
-        raise ValueError(f"nuclei_panoptic.py has no variant {variant!r}: choose r50 or quick.")
     return config
 
 

@@ -13,11 +13,14 @@ from typing import Any
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class BackboneConfig:
-    """Bottleneck residual network (He et al. 2016) with features at strides 4, 8, 16 and 32."""
+    """Residual network (He et al. 2016) or Swin Transformer (Liu et al. 2021), features at strides 4, 8, 16 and 32."""
 
+    kind: str = "resnet"  # resnet: bottleneck blocks | swin: windowed attention
     depths: tuple[int, ...] = (3, 4, 6, 3)  # blocks in res2..res5; (3, 4, 6, 3) is ResNet-50
-    width: int = 64  # channels of the stem; res2..res5 have 4, 8, 16 and 32 times as many
-    norm: str = "frozen_bn"  # frozen_bn: ImageNet statistics, never updated; group_norm: training from scratch
+    width: int = 64  # resnet: channels of the stem, res2..res5 have 4, 8, 16, 32 times as many; swin: channels of res2
+    norm: str = "frozen_bn"  # resnet: frozen_bn, as in ImageNet | batch_norm, trained | group_norm, from scratch
+    window: int = 7  # swin: side of an attention window in tokens
+    drop_path: float = 0.3  # swin: chance that training skips the last block; it grows linearly from 0 at the first
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -29,6 +32,7 @@ class EncoderConfig:
     in_features: tuple[str, ...] = ("res3", "res4", "res5")  # backbone maps the encoder sees
     num_levels: int = 4  # in_features plus stride-2 convolutions of the coarsest
     order: str = "fine_to_coarse"  # token order of the levels; the decoder reads them in reverse
+    aligned_positions: bool = True  # False: as in the official code with two extra levels (a bug of theirs)
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -38,6 +42,7 @@ class DecoderConfig:
     layers: int = 9
     ffn_dim: int = 2048
     num_queries: int = 300
+    query_source: str = "encoder"  # encoder: its best tokens (two-stage) | learned: vectors and boxes of their own
     box_init: str = "none"  # anchors from none: encoder boxes; bitmask | mask2box: boxes of the encoder's masks
 
 
@@ -58,6 +63,7 @@ class ModelConfig:
     denoising: DenoisingConfig = dataclasses.field(default_factory=DenoisingConfig)
     hidden_dim: int = 256  # channels of tokens, queries and mask features
     num_heads: int = 8
+    class_scores: str = "sigmoid"  # sigmoid: classes are independent | softmax: one more column says "no object"
     num_points: int = 4  # deformable sampling points of each head on each level
     deform_attn: str = "xla"  # xla: runs everywhere; pallas: GPU kernel (see kernels/README.md)
     dtype: str = "float32"  # compute type of convolutions and projections; parameters stay float32
@@ -81,6 +87,7 @@ class LossConfig:
     num_points: int = 12544  # points at which masks are compared, 112 x 112
     oversample_ratio: float = 3.0  # candidates for each uncertain point
     importance_ratio: float = 0.75  # share of the points that are chosen by uncertainty
+    no_object_weight: float = 0.1  # of "no object" in the softmax class loss
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -91,16 +98,22 @@ class SplitConfig:
     annotations: str = ""  # COCO panoptic or COCO instances JSON
     panoptic: str = ""  # folder of panoptic PNG (format coco_panoptic)
     instances: str = ""  # COCO instances JSON for box and mask AP (format coco_panoptic); empty: from the panoptic PNG
+    semantic: str = ""  # folder of label PNG (format semantic)
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class DataConfig:
     root: str = ""  # folder of the data set; empty: the nuclei images that come with the package
-    format: str = "coco_panoptic"  # coco_panoptic | coco_instances
+    format: str = "coco_panoptic"  # coco_panoptic | coco_instances | semantic
+    classes: str = ""  # list that comes along: coco_instances, coco_panoptic, ade20k, cityscapes; empty: from the data
     train: SplitConfig = dataclasses.field(default_factory=SplitConfig)
     val: SplitConfig = dataclasses.field(default_factory=SplitConfig)
     image_size: tuple[int, int] = (1024, 1024)  # height, width of a training crop in pixels, multiples of 32
-    scale: tuple[float, float] = (0.1, 2.0)  # large-scale jitter: size of the image relative to image_size
+    augmentation: str = "large_scale_jitter"  # or short_edge: resize by the shorter side, crop, for semantic data
+    scale: tuple[float, float] = (0.1, 2.0)  # large_scale_jitter: size of the image relative to image_size
+    short_sides: tuple[int, ...] = ()  # short_edge: pixels of the shorter side, one of them for each image ...
+    long_side: int = 2048  # short_edge: pixels; ... unless the longer side would pass this
+    color_jitter: bool = False  # short_edge: shift brightness, contrast, saturation and hue
     flip: float = 0.5  # probability of a horizontal flip
     max_instances: int = 100  # objects kept for each training image; the largest are kept
     keep_empty: bool = (
@@ -109,7 +122,7 @@ class DataConfig:
     workers: int = 4  # loader processes; 0 decodes in threads of the main process
     eval_short_side: int = 800  # pixels; evaluation resizes the shorter side to this ...
     eval_long_side: int = 1333  # pixels; ... unless the longer side would pass this
-    eval_canvas: str = "fixed"  # fixed: one landscape and one portrait shape; exact: each image padded to 32 on its own
+    eval_canvas: str = "bucketed"  # bucketed: few shapes, padding masked; exact: each image padded to 32 on its own
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -131,6 +144,7 @@ class TrainConfig:
     batch_size: int = 16  # images of one optimizer step, over all devices and hosts
     accumulate: int = 1  # parts a batch is computed in, one after the other, to save memory
     seed: int = 0
+    init_from: str = ""  # weights to start from: an ImageNet backbone, an official checkpoint, or a workdir of ours
     ema_decay: float = 0.0  # 0: no moving average; else evaluation and prediction use it
     log_every: int = 20  # steps
     eval_every: int = 5000  # steps; 0: only at the end
@@ -161,6 +175,20 @@ class Config:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     inference: InferenceConfig = dataclasses.field(default_factory=InferenceConfig)
+
+
+_BACKBONES = {
+    "r50": {},
+    "swin_t": {"kind": "swin", "depths": (2, 2, 6, 2), "width": 96, "window": 7},
+    "swin_s": {"kind": "swin", "depths": (2, 2, 18, 2), "width": 96, "window": 7},
+    "swin_b": {"kind": "swin", "depths": (2, 2, 18, 2), "width": 128, "window": 12},
+    "swin_l": {"kind": "swin", "depths": (2, 2, 18, 2), "width": 192, "window": 12},
+}
+
+
+def backbone(name: str) -> BackboneConfig:
+    """ResNet-50 (`r50`) or one of the Swin Transformers (`swin_t`, `swin_s`, `swin_b`, `swin_l`)."""
+    return BackboneConfig(**_BACKBONES[name])
 
 
 def tiny(config: Config) -> None:
@@ -211,9 +239,14 @@ FREE_ON_RESUME = (
 )
 
 _CHOICES = {
-    "data.format": ("coco_panoptic", "coco_instances"),
-    "data.eval_canvas": ("fixed", "exact"),
-    "model.backbone.norm": ("frozen_bn", "group_norm"),
+    "data.format": ("coco_panoptic", "coco_instances", "semantic"),
+    "data.classes": ("", "coco_instances", "coco_panoptic", "ade20k", "cityscapes"),
+    "data.eval_canvas": ("bucketed", "exact"),
+    "data.augmentation": ("large_scale_jitter", "short_edge"),
+    "model.backbone.kind": ("resnet", "swin"),
+    "model.backbone.norm": ("frozen_bn", "batch_norm", "group_norm"),
+    "model.class_scores": ("sigmoid", "softmax"),
+    "model.decoder.query_source": ("encoder", "learned"),
     "model.encoder.order": ("fine_to_coarse", "coarse_to_fine"),
     "model.decoder.box_init": ("none", "bitmask", "mask2box"),
     "model.denoising.mode": ("masks", "boxes", "none"),
@@ -223,6 +256,7 @@ _CHOICES = {
 
 _AT_LEAST_ONE = (
     "model.backbone.width",
+    "model.backbone.window",
     "model.encoder.layers",
     "model.decoder.layers",
     "model.decoder.num_queries",
@@ -242,6 +276,8 @@ _AT_LEAST_ONE = (
 
 _SHARES = (
     "data.flip",
+    "model.backbone.drop_path",
+    "loss.no_object_weight",
     "train.ema_decay",
     "model.denoising.noise_scale",
     "loss.importance_ratio",
@@ -318,6 +354,13 @@ def validate(config: Config) -> Config:
 
 def _validate_model(model: ModelConfig, require: Any) -> None:
     require(len(model.backbone.depths) == 4, "model.backbone.depths", "give four block counts, for res2 to res5.")
+    swin = model.backbone.kind == "swin"
+    require(not swin or model.backbone.width % 32 == 0, "model.backbone.width", "give a multiple of 32, Swin's heads.")
+    require(
+        model.decoder.query_source == "encoder" or model.decoder.box_init == "none",
+        "model.decoder.box_init",
+        "learned queries come with boxes of their own: give none, or model.decoder.query_source=encoder.",
+    )
     require(
         model.hidden_dim % model.num_heads == 0,
         "model.hidden_dim",
@@ -339,6 +382,14 @@ def _validate_data(data: DataConfig, require: Any) -> None:
     require(sized, "data.image_size", "give height and width in pixels, both multiples of 32.")
     scaled = len(data.scale) == 2 and 0 < data.scale[0] <= data.scale[1]
     require(scaled, "data.scale", "give the smallest and the largest factor, such as (0.1, 2.0).")
+    if data.augmentation == "short_edge":
+        sides = bool(data.short_sides) and min(data.short_sides) >= 1
+        require(sides, "data.short_sides", "give the pixels of the shorter side, such as (256, 512, 1024).")
+        longest = max(data.short_sides)
+        require(data.long_side >= longest, "data.long_side", f"give at least {longest}, the largest short side.")
+    if data.format == "semantic":
+        listed = data.classes in ("ade20k", "cityscapes")
+        require(listed, "data.classes", "label images name no classes: give ade20k or cityscapes.")
     require(
         data.eval_long_side >= data.eval_short_side,
         "data.eval_long_side",
@@ -356,6 +407,8 @@ def _validate_train(config: Config, require: Any) -> None:
     require(train.ema_decay < 1, "train.ema_decay", "give a number below 1, such as 0.9999, or 0 for none.")
     tasks = config.inference.tasks
     require(bool(tasks) and set(tasks) <= set(TASKS), "inference.tasks", f"give at least one of {', '.join(TASKS)}.")
+    if config.data.format == "semantic" or config.model.class_scores == "softmax":
+        require(tasks == ("semantic",), "inference.tasks", "semantic models and data sets: give ('semantic',).")
     if config.data.format == "coco_instances":
         require(tasks == ("instance",), "inference.tasks", "COCO instances have no stuff: give ('instance',).")
     task = {"bbox": "instance", "segm": "instance", "panoptic_seg": "panoptic", "sem_seg": "semantic"}

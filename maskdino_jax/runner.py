@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 
-from maskdino_jax.checkpoints import Checkpoints, Reader
+from maskdino_jax.checkpoints import Checkpoints, Reader, start_from
 from maskdino_jax.config import Config, ConfigError, differences, from_dict, validate
-from maskdino_jax.data import Catalog, CocoDataset, open_dataset, train_batches
+from maskdino_jax.data import Catalog, Dataset, open_dataset, train_batches
 from maskdino_jax.evaluation.evaluate import evaluate as run_evaluation
 from maskdino_jax.evaluation.evaluate import metrics_table
 from maskdino_jax.inference.predictor import Detector, Predictor
@@ -60,7 +61,7 @@ def _continue(
     spec: ModelSpec,
     config: Config,
     mesh: Mesh,
-    data: CocoDataset,
+    data: Dataset,
     checkpoints: Checkpoints,
     writer: MetricWriter,
     evaluation: "_Evaluation",
@@ -103,7 +104,7 @@ def predict(checkpoint: Path, images: Path, workdir: Path, config: Config | None
     if not paths:
         raise FileNotFoundError(f"--images={images}: no such file, or a folder without {', '.join(_IMAGE_TYPES)}.")
     reader = Reader(checkpoint)
-    predictor = Predictor(checkpoint, config=_combine(reader.config, config))
+    predictor = Predictor.from_checkpoint(checkpoint, config=_combine(reader.config, config))
     output = workdir / "predictions"
     output.mkdir(parents=True, exist_ok=True)
     records, pictures = [], []
@@ -112,7 +113,7 @@ def predict(checkpoint: Path, images: Path, workdir: Path, config: Config | None
         pictures.append(output / f"{path.stem}.png")
         Image.fromarray(predictor.draw(path, segments)).save(pictures[-1])
         threshold = predictor.config.inference.score_threshold
-        records.append(segments.to_dict(path.name, predictor.catalog, threshold))
+        records.append(segments.to_dict(path.name, threshold))
         if segments.panoptic is not None:
             segments.panoptic.save(output / f"{path.stem}_panoptic.png")
         logging.info("%s -> %s", path, pictures[-1])
@@ -120,7 +121,7 @@ def predict(checkpoint: Path, images: Path, workdir: Path, config: Config | None
     return pictures
 
 
-def _require_same_classes(validation: CocoDataset, trained: Catalog, where: str) -> None:
+def _require_same_classes(validation: Dataset, trained: Catalog, where: str) -> None:
     """Predictions are numbered by position, so both lists must agree in ids, names and order."""
     found, wanted = ([(c.id, c.name) for c in catalog.categories] for catalog in (validation.catalog, trained))
     if found != wanted:
@@ -165,12 +166,19 @@ def _initial_state(spec: ModelSpec, config: Config, mesh: Mesh, checkpoints: Che
     if checkpoints.latest_step is not None:
         logging.info("continuing from step %d", checkpoints.latest_step)
         return checkpoints.restore_latest(_abstract(init, mesh))
-    if config.model.backbone.norm == "frozen_bn":
+    whole = NamedSharding(mesh, P())
+    state = jax.jit(init, out_shardings=whole)()
+    if config.train.init_from:
+        variables = {"params": state["params"], "frozen": state["frozen"]}
+        loaded = jax.device_put(start_from(variables, Path(config.train.init_from), config), whole)
+        state = {**state, **loaded}
+        if "ema" in state:
+            state["ema"] = jax.tree.map(jnp.copy, state["params"])
+    elif config.model.backbone.kind == "resnet" and config.model.backbone.norm == "frozen_bn":
         logging.warning(
-            "the backbone starts from random weights with frozen norms: config.model.backbone.norm='group_norm' "
-            "trains better from scratch"
+            "the backbone starts from random weights with frozen norms: give config.train.init_from ImageNet weights, "
+            "or train from scratch with config.model.backbone.norm='group_norm'"
         )
-    state = jax.jit(init, out_shardings=NamedSharding(mesh, P()))()
     count = sum(x.size for x in jax.tree.leaves(state["params"]))
     logging.info("%s: %.1f million trained parameters", config.name, count / 1e6)
     return state
@@ -180,7 +188,7 @@ class _Evaluation:
     """Evaluates on one data set, logs the numbers and some pictures, and remembers the latest results."""
 
     def __init__(
-        self, detector: Detector, dataset: CocoDataset, config: Config, output: Path, writer: MetricWriter
+        self, detector: Detector, dataset: Dataset, config: Config, output: Path, writer: MetricWriter
     ) -> None:
         together = config.inference.batch_size * detector.mesh.size
         inference = dataclasses.replace(config.inference, batch_size=together)
@@ -210,7 +218,7 @@ class _Evaluation:
 
     def _picture(self, record: int, image: Any, segments: Any, step: int) -> None:
         threshold = self._config.inference.score_threshold
-        picture = draw(image, segments, self._dataset.catalog, score_threshold=threshold)
+        picture = draw(image, segments, score_threshold=threshold)
         name = Path(self._dataset.file_name(record)).stem
         self._writer.image(step, f"predictions/{name}", picture)
         Image.fromarray(picture).save(self._output / f"{name}.png")

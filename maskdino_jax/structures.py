@@ -48,6 +48,7 @@ class EvalBatch:
 
     images: UInt8[Array, "b h w 3"]  # RGB; pixels beyond `sizes` are set to the mean by the model
     sizes: Int[Array, "b 2"]  # height, width of the image on the canvas
+    extents: Int[Array, "b 2"] | None  # the part of the canvas that counts, multiples of 32; None: all of it
     original_sizes: Int[Array, "b 2"]  # height, width of the file
     records: Int[Array, "b"]
     valid: Bool[Array, "b"]
@@ -78,26 +79,29 @@ class DenoisingPlan:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """All supervised predictions of one forward pass, stacked on a leading axis.
+    """What the model says of a batch: the final predictions, and the earlier ones they came from."""
 
-    `matching` holds the decoder's prediction sets 0 (before the first layer) to L and, last, the encoder's own
-    selected tokens; `denoising` holds sets 0 to L of the denoising slots, or None.
-    """
-
-    matching: Predictions  # [l + 1, b, q, ...]
-    denoising: Predictions | None  # [l, b, s, ...]
-    plan: DenoisingPlan | None
+    logits: Float[Array, "b q k"]
+    boxes: Float[Array, "b q 4"]
+    masks: Float[Array, "b q h4 w4"]  # logits
     mask_features: Float[Array, "b h4 w4 d"]
+    proposals: Predictions | None  # of the encoder's selected tokens; None: the queries are learned
+    heads: Predictions | None  # [l, b, q, ...] of the decoder's input and each of its layers, if asked for
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Detections:
-    """Inference output of a batch: final predictions with mask logits at a quarter of the canvas."""
+class TrainOutputs:
+    """All supervised predictions of one forward pass, stacked on a leading axis.
 
-    logits: Float[Array, "b q k"]
-    boxes: Float[Array, "b q 4"]
-    masks: Float[Array, "b q h4 w4"]
+    `matching` holds the decoder's prediction sets 0 (before the first layer) to L and, last, the encoder's own
+    selected tokens if the queries come from them; `denoising` holds sets 0 to L of the denoising slots, or None.
+    """
+
+    matching: Predictions  # [l + 1, b, q, ...], with learned queries [l, b, q, ...]
+    denoising: Predictions | None  # [l, b, s, ...]
+    plan: DenoisingPlan | None
+    mask_features: Float[Array, "b h4 w4 d"]
 
 
 @jax.tree_util.register_dataclass

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from maskdino_jax.config import flatten, validate
-from tests.test_config import load
+from tests.test_configs import load
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -41,7 +41,7 @@ def test_every_flag_and_option_exists(line: str) -> None:
     options = {name.removeprefix("config."): arguments.pop(name) for name in list(arguments) if "." in name}
     assert set(arguments) <= _main_flags()
     path, _, variant = arguments.get("config", "configs/nuclei_panoptic.py").partition(":")
-    config = validate(load(Path(path).stem, variant or None))
+    config = validate(load(Path(path).stem, variant or "r50"))
     assert set(options) <= set(flatten(config))
 
 

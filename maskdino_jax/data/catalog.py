@@ -3,12 +3,15 @@
 import colorsys
 import dataclasses
 import functools
+import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
+_LISTS = Path(__file__).parent / "classes"
 _GOLDEN_RATIO = 0.618034  # consecutive multiples of it, modulo one, spread hues evenly whatever the number of classes
 
 
@@ -57,6 +60,26 @@ class Catalog:
         )
 
     @classmethod
+    def named(cls, name: str) -> "Catalog":
+        """A list that comes with the package, in the order of the published checkpoints.
+
+        Args:
+            name: `coco_instances` (80 classes), `coco_panoptic` (133), `ade20k` (150; ids are the labels 1 to 150) or
+                `cityscapes` (19; ids are those of labelIds).
+        """
+        return cls(
+            tuple(
+                Category(
+                    id=entry["id"],
+                    name=entry["name"],
+                    is_thing=bool(entry["isthing"]),
+                    color=tuple(entry["color"]),
+                )
+                for entry in _class_list(name)["categories"]
+            )
+        )
+
+    @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Catalog":
         """The inverse of `to_dict`, also after a way through JSON."""
         return cls(tuple(Category(**entry | {"color": tuple(entry["color"])}) for entry in values["categories"]))
@@ -92,6 +115,25 @@ class Catalog:
         except KeyError:
             known = ", ".join(map(str, sorted(self._positions)))
             raise ValueError(f"category id {category_id!r} is unknown: the data set has {known}.") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelValues:
+    """What the pixels of a data set's label PNG mean."""
+
+    of_classes: tuple[int, ...]  # the value of each class, in the order of the catalog
+    unlabelled: int
+
+
+def label_values(name: str) -> LabelValues:
+    """The pixel values of `ade20k` or `cityscapes`; the COCO lists have none."""
+    content = _class_list(name)
+    return LabelValues(tuple(entry["label"] for entry in content["categories"]), content["unlabelled"])
+
+
+def _class_list(name: str) -> dict[str, Any]:
+    """A JSON file in the form of COCO's "categories", and with "label" and "unlabelled" if there are label PNG."""
+    return json.loads((_LISTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def _palette(position: int) -> tuple[int, int, int]:

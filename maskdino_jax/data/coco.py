@@ -7,15 +7,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from maskdino_jax.config import DataConfig
-from maskdino_jax.data.annotations import Record, read_instances, read_panoptic
+from maskdino_jax.data.annotations import Record
 from maskdino_jax.data.catalog import Catalog
 from maskdino_jax.data.images import load_image
 from maskdino_jax.data.objects import Instances, Objects, Outline, RunLengths, Segments
 from maskdino_jax.data.runs import parse_runs
 from maskdino_jax.data.transforms import Example
 
-_SAMPLES = Path(__file__).parent / "samples" / "nuclei"
 _UNLABELLED = 0  # id of pixels that belong to no segment
 
 
@@ -123,64 +121,6 @@ class CocoDataset:
                 f"{path} has no pixel of segments {bare} that {self.annotations} lists for this image. "
                 "Remove them from its segments_info, or repair the PNG (ids are R + 256 G + 65536 B)."
             )
-
-
-def open_dataset(data: DataConfig, split: str) -> CocoDataset:
-    """The "train" or "val" split of the data set that `data` describes.
-
-    For training on instances, images without an object are left out, as in the reference; panoptic training and
-    validation keep every image.
-
-    Raises:
-        FileNotFoundError: a path is missing; the message names the option.
-        ValueError: an annotation file is no COCO file or contradicts itself.
-    """
-    if split not in ("train", "val"):
-        raise ValueError(f"split = {split!r}: choose train or val.")
-    root = _root(data)
-    paths = getattr(data, split)
-    path = lambda field: _existing(root, getattr(paths, field), f"config.data.{split}.{field}")
-    images, annotations = path("images"), path("annotations")
-    if data.format == "coco_panoptic":
-        panoptic_dir = path("panoptic")
-        instances_json = path("instances") if paths.instances else None
-        catalog, records = read_panoptic(annotations)
-    else:
-        panoptic_dir, instances_json = None, annotations
-        catalog, records = read_instances(annotations)
-        if split == "train":
-            records = tuple(record for record in records if record.annotations)
-    if not records:
-        raise ValueError(f"{annotations}: no image has an object to train on. Annotate some, or give another file.")
-    return CocoDataset(
-        catalog=catalog,
-        images=images,
-        annotations=annotations,
-        records=records,
-        panoptic_dir=panoptic_dir,
-        instances_json=instances_json,
-    )
-
-
-def _root(data: DataConfig) -> Path:
-    if not data.root:
-        return _SAMPLES
-    root = Path(data.root).expanduser()
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"config.data.root = {data.root!r}: no such folder. Give the one that holds the data set, "
-            "or leave it empty for the nuclei images that come with the package."
-        )
-    return root
-
-
-def _existing(root: Path, relative: str, option: str) -> Path:
-    path = root / relative
-    if not relative or not path.exists():
-        raise FileNotFoundError(
-            f"{option} = {relative!r}: there is no {path}. Give a path relative to config.data.root = {str(root)!r}."
-        )
-    return path
 
 
 def _check_size(path: Path, found: tuple[int, ...], expected: tuple[int, int], annotations: Path) -> None:

@@ -1,4 +1,4 @@
-"""One change of geometry, flip then resize then crop, for points and for label maps."""
+"""One change of geometry, a flip, a resize and a crop, for points and for label maps."""
 
 import dataclasses
 import functools
@@ -20,6 +20,7 @@ class Geometry:
     scaled: tuple[int, int]
     offset: tuple[int, int]  # y, x of the window's corner in the scaled image
     window: tuple[int, int]
+    flip_last: bool = False  # the reference's semantic pipeline: maps are resized first, and by another rule
 
     def move_points(self, points: Float[np.ndarray, "p 2"]) -> Float[np.ndarray, "p 2"]:
         """Flip and resize (x, y) points. Subtract `offset` after clipping to get window coordinates."""
@@ -32,8 +33,8 @@ class Geometry:
     def move_map(self, labels: Shaped[np.ndarray, "h w"], padding: int) -> Shaped[np.ndarray, "h2 w2"]:
         """Nearest-neighbour resize of a map of labels, seen through the window.
 
-        Pillow's nearest filter picks one source row for each row and one source column for each column, so only the
-        pixels in the window are gathered; the result equals flipping, resizing and cropping the whole map.
+        A nearest filter picks one source row for each row and one source column for each column, so only the pixels
+        in the window are gathered; the result equals flipping, resizing and cropping the whole map.
         """
         moved = np.full(self.window, padding, labels.dtype)
         rows = self._source_rows
@@ -43,15 +44,23 @@ class Geometry:
 
     @functools.cached_property
     def _source_rows(self) -> Int[np.ndarray, "h2"]:
-        return _nearest(self.original[0], self.scaled[0])[self.offset[0] :][: self.window[0]]
+        return self._nearest(0)[self.offset[0] :][: self.window[0]]
 
     @functools.cached_property
     def _source_columns(self) -> Int[np.ndarray, "w2"]:
-        columns = _nearest(self.original[1], self.scaled[1])[self.offset[1] :][: self.window[1]]
-        return self.original[1] - 1 - columns if self.flip else columns
+        columns = self._nearest(1)
+        if self.flip:
+            columns = columns[::-1] if self.flip_last else self.original[1] - 1 - columns
+        return columns[self.offset[1] :][: self.window[1]]
 
+    def _nearest(self, axis: int) -> Int[np.ndarray, "new"]:
+        """The source index of each pixel of the scaled map, before any flip.
 
-def _nearest(old: int, new: int) -> Int[np.ndarray, "new"]:
-    """The source index Pillow takes for each of `new` pixels, read off a ramp that it resizes itself."""
-    ramp = Image.fromarray(np.arange(old, dtype=np.int32)[None])
-    return np.asarray(ramp.resize((new, 1), Image.Resampling.NEAREST))[0]
+        The reference resizes maps with two libraries: Pillow takes the source pixel under the centre of each new one
+        (read off a ramp that it resizes itself), PyTorch the one under its left or upper edge.
+        """
+        old, new = self.original[axis], self.scaled[axis]
+        if self.flip_last:
+            return np.arange(new) * old // new
+        ramp = Image.fromarray(np.arange(old, dtype=np.int32)[None])
+        return np.asarray(ramp.resize((new, 1), Image.Resampling.NEAREST))[0]

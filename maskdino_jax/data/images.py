@@ -1,15 +1,20 @@
 """Read images, and resize them for evaluation and prediction exactly as the reference implementation does."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from maskdino_jax.config import DataConfig
 
 _STRIDE = 32  # of the coarsest backbone map: canvases are multiples of it
+_FORMATS = (1, 4 / 3, 3 / 2, 16 / 9)  # longer by shorter side of most photographs
+_TURNED = (5, 6, 7, 8)  # EXIF orientations of files whose rows are columns of the upright image
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # more than 8 bits a channel
 
 
@@ -20,13 +25,46 @@ def load_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
         FileNotFoundError: there is no such file.
         ValueError: it is no image, is cut short, or has more than 8 bits a channel.
     """
+    with _opened(path) as file:
+        if file.mode in _DEEP_MODES:
+            raise ValueError(
+                f"{path} has pixels of mode {file.mode}, more than 8 bits: scale them to 0..255 and save as 8 bits."
+            )
+        return np.array(ImageOps.exif_transpose(file).convert("RGB"))
+
+
+def load_labels(path: str | Path) -> UInt8[np.ndarray, "h w"]:
+    """The numbers that the pixels of a label PNG hold, grey or with a palette.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `load_image`, or it has several channels.
+    """
+    with _opened(path) as file:
+        if file.mode not in ("L", "P"):
+            raise ValueError(
+                f"{path} has pixels of mode {file.mode}, not one label of 8 bits for each: give label images, not "
+                "coloured ones."
+            )
+        return np.array(file)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of an image file in pixels once it is upright; only the head of the file is read.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `load_image`.
+    """
+    with _opened(path) as file:
+        turned = file.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
+        return (file.width, file.height) if turned else (file.height, file.width)
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """An image file whose errors, also those while its pixels are decoded, name it."""
     try:
         with Image.open(path) as file:
-            if file.mode in _DEEP_MODES:
-                raise ValueError(
-                    f"{path} has pixels of mode {file.mode}, more than 8 bits: scale them to 0..255 and save as 8 bits."
-                )
-            return np.array(ImageOps.exif_transpose(file).convert("RGB"))
+            yield file
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such image. Restore it, or drop its entry from the JSON.") from error
     except (OSError, SyntaxError) as error:  # Pillow reports a broken PNG as a SyntaxError
@@ -54,30 +92,40 @@ def shortest_edge_size(height: int, width: int, short_side: int, long_side: int)
 def canvas_size(height: int, width: int, data: DataConfig) -> tuple[int, int]:
     """Height and width of the evaluation canvas for a file of this size, multiples of 32.
 
-    `data.eval_canvas` "fixed" has one canvas for landscape and square images and its transpose for portrait images, so
-    that evaluation compiles two programs at most; "exact" fits each resized image, as the reference does.
+    The model compiles once for each canvas. With `data.eval_canvas` "exact" it is what the reference pads to, the
+    resized image rounded up. With "bucketed" its longer side is the first of the formats of cameras that suffices, or
+    the limit: with 800 and 1333 pixels, 800 x 800, 1088, 1216 or 1344, and upright.
     """
+    exact = _extent(shortest_edge_size(height, width, data.eval_short_side, data.eval_long_side))
     if data.eval_canvas == "exact":
-        size = shortest_edge_size(height, width, data.eval_short_side, data.eval_long_side)
-        return _ceil(size[0]), _ceil(size[1])
-    short, long = _ceil(data.eval_short_side), _ceil(data.eval_long_side)
+        return exact
+    limit = _ceil(data.eval_long_side)
+    formats = [*(min(_ceil(data.eval_short_side * ratio), limit) for ratio in _FORMATS), limit]
+    short, long = _ceil(data.eval_short_side), next(side for side in formats if side >= max(exact))
     return (short, long) if height <= width else (long, short)
 
 
-def prepare_image(
-    image: UInt8[np.ndarray, "h w 3"], data: DataConfig
-) -> tuple[UInt8[np.ndarray, "h2 w2 3"], Int[np.ndarray, "2"]]:
-    """Resize for evaluation and pad with zeros to the canvas, right and below.
+class PreparedImage(NamedTuple):
+    """An image resized for evaluation, on its canvas."""
 
-    Returns:
-        The canvas, and height and width of the image on it.
-    """
+    image: UInt8[np.ndarray, "h w 3"]  # RGB, zeros right of and below the resized image
+    size: Int[np.ndarray, "2"]  # height, width of the resized image
+    extent: Int[np.ndarray, "2"] | None  # `size` rounded up to 32: what counts; None if that is the canvas ("exact")
+
+
+def prepare_image(image: UInt8[np.ndarray, "h w 3"], data: DataConfig) -> PreparedImage:
+    """Resize for evaluation and pad with zeros to the canvas, see `canvas_size`, right and below."""
     height, width = image.shape[:2]
     size = shortest_edge_size(height, width, data.eval_short_side, data.eval_long_side)
     canvas = np.zeros((*canvas_size(height, width, data), 3), np.uint8)
     canvas[: size[0], : size[1]] = resize_bilinear(image, *size)
-    return canvas, np.array(size, np.int32)
+    extent = None if data.eval_canvas == "exact" else np.array(_extent(size), np.int32)
+    return PreparedImage(canvas, np.array(size, np.int32), extent)
 
 
-def _ceil(side: int) -> int:
+def _extent(size: tuple[int, int]) -> tuple[int, int]:
+    return _ceil(size[0]), _ceil(size[1])
+
+
+def _ceil(side: float) -> int:
     return math.ceil(side / _STRIDE) * _STRIDE

@@ -19,10 +19,10 @@ from absl import flags
 from jaxtyping import Int, UInt8
 
 from maskdino_jax.config import Config, DataConfig
+from maskdino_jax.data.augmentation import augment
 from maskdino_jax.data.batching import Sample, collate, sample
-from maskdino_jax.data.coco import CocoDataset
+from maskdino_jax.data.datasets import Dataset
 from maskdino_jax.data.images import canvas_size, prepare_image
-from maskdino_jax.data.transforms import draw, jitter
 from maskdino_jax.structures import Batch, EvalBatch
 
 _ORDER, _AUGMENTATION = 1, 2  # first word of a seed: keeps the two kinds of random streams apart
@@ -53,7 +53,7 @@ class Batches(Iterator[T], Generic[T]):
 
 
 def train_batches(
-    dataset: CocoDataset, config: Config, start_step: int, *, process_index: int = 0, process_count: int = 1
+    dataset: Dataset, config: Config, start_step: int, *, process_index: int = 0, process_count: int = 1
 ) -> Batches[Batch]:
     """This host's rows of every batch from `start_step` on, without end.
 
@@ -69,7 +69,7 @@ def train_batches(
     return _batches(stream, rows, functools.partial(collate, max_instances=config.data.max_instances), config.data)
 
 
-def eval_batches(dataset: CocoDataset, config: Config, batch_size: int) -> Batches[EvalBatch]:
+def eval_batches(dataset: Dataset, config: Config, batch_size: int) -> Batches[EvalBatch]:
     """Every image once, images of one canvas together; rows that fill up a canvas's last batch are not valid."""
     canvases = defaultdict(list)
     for record in range(len(dataset)):
@@ -91,7 +91,7 @@ def epoch_order(seed: int, epoch: int, count: int) -> Int[np.ndarray, "records"]
 class _TrainStream:
     """Random access to the samples of one host, from `start_step` on."""
 
-    dataset: CocoDataset
+    dataset: Dataset
     config: Config
     start_step: int
     rows: int  # of each batch, on this host
@@ -107,7 +107,7 @@ class _TrainStream:
         epoch, place = divmod(position, len(self.dataset))
         record = int(epoch_order(seed, epoch, len(self.dataset))[place])
         rng = np.random.default_rng((_AUGMENTATION, seed, epoch, record))
-        example = jitter(self.dataset[record], draw(rng, data), data.image_size)
+        example = augment(self.dataset[record], rng, data)
         return sample(example, record, data.max_instances, data.keep_empty)
 
 
@@ -115,6 +115,7 @@ class _TrainStream:
 class _EvalRow:
     image: UInt8[np.ndarray, "h w 3"]
     size: Int[np.ndarray, "2"]
+    extent: Int[np.ndarray, "2"] | None
     original_size: tuple[int, int]
     record: int
     valid: bool
@@ -124,7 +125,7 @@ class _EvalRow:
 class _EvalRows:
     """The rows of all evaluation batches: a record, or None for filler, and its canvas."""
 
-    dataset: CocoDataset
+    dataset: Dataset
     data: DataConfig
     rows: tuple[tuple[int | None, tuple[int, int]], ...]
 
@@ -134,15 +135,18 @@ class _EvalRows:
     def __getitem__(self, index: int) -> _EvalRow:
         record, canvas = self.rows[index]
         if record is None:  # covers its canvas, so that no one divides by a size of zero
-            return _EvalRow(np.zeros((*canvas, 3), np.uint8), np.array(canvas, np.int32), canvas, 0, False)
-        image, size = prepare_image(self.dataset.image(record), self.data)
-        return _EvalRow(image, size, self.dataset.size(record), record, True)
+            whole = np.array(canvas, np.int32)
+            extent = None if self.data.eval_canvas == "exact" else whole
+            return _EvalRow(np.zeros((*canvas, 3), np.uint8), whole, extent, canvas, 0, False)
+        prepared = prepare_image(self.dataset.image(record), self.data)
+        return _EvalRow(*prepared, self.dataset.size(record), record, True)
 
 
 def _collate_eval(rows: Sequence[_EvalRow]) -> EvalBatch:
     return EvalBatch(
         images=np.stack([row.image for row in rows]),
         sizes=np.stack([row.size for row in rows]),
+        extents=None if rows[0].extent is None else np.stack([row.extent for row in rows]),
         original_sizes=np.array([row.original_size for row in rows], np.int32),
         records=np.array([row.record for row in rows], np.int32),
         valid=np.array([row.valid for row in rows], bool),

@@ -13,7 +13,7 @@ from maskdino_jax.data.geometry import Geometry
 from maskdino_jax.data.images import resize_bilinear
 from maskdino_jax.data.objects import Objects
 
-_PADDING = 128  # grey level of pixels beyond the image, before normalisation
+PADDING = 128  # grey level of pixels beyond the image, before normalisation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,6 @@ def _move_image(image: UInt8[np.ndarray, "h w 3"], geometry: Geometry) -> UInt8[
     flipped = np.ascontiguousarray(image[:, ::-1]) if geometry.flip else image
     (y, x), (height, width) = geometry.offset, geometry.window
     seen = resize_bilinear(flipped, *geometry.scaled)[y : y + height, x : x + width]
-    moved = np.full((height, width, 3), _PADDING, np.uint8)
+    moved = np.full((height, width, 3), PADDING, np.uint8)
     moved[: seen.shape[0], : seen.shape[1]] = seen
     return moved

@@ -13,27 +13,26 @@ import numpy as np
 from jaxtyping import UInt8
 
 from maskdino_jax.config import Config
-from maskdino_jax.data.coco import CocoDataset
-from maskdino_jax.data.loader import eval_batches
+from maskdino_jax.data import Dataset, eval_batches
 from maskdino_jax.evaluation.average_precision import AveragePrecision
 from maskdino_jax.evaluation.mean_iou import MeanIoU
 from maskdino_jax.evaluation.panoptic_quality import PanopticQuality
-from maskdino_jax.inference.postprocess import postprocess
+from maskdino_jax.inference.postprocess import Pending, Postprocessor
 from maskdino_jax.inference.results import Segments
-from maskdino_jax.structures import Detections, EvalBatch
+from maskdino_jax.structures import EvalBatch, Outputs
 
 _THREADS = min(8, os.cpu_count() or 1)  # finish images; NumPy leaves the interpreter lock while it computes
 _SECONDS_BETWEEN_LOGS = 15
 
 logger = logging.getLogger(__name__)
 
-Predict = Callable[[EvalBatch], Detections]
+Predict = Callable[[EvalBatch], Outputs]
 OnResult = Callable[[int, UInt8[np.ndarray, "h w 3"], Segments], None]  # record, image as in its file, results
 
 
 def evaluate(
     predict: Predict,
-    dataset: CocoDataset,
+    dataset: Dataset,
     config: Config,
     output_dir: Path | None = None,
     *,
@@ -64,19 +63,17 @@ def evaluate(
         "semantic": ("semantic", lambda: MeanIoU(dataset)),
     }
     evaluators = {field: make() for field, make in (makers[task] for task in config.inference.tasks)}
-    is_thing = dataset.catalog.is_thing
+    postprocessor = Postprocessor(dataset.catalog, config)
     start = last = time.monotonic()
 
-    def finish(detections: Detections, batch: EvalBatch, row: int) -> tuple[int, Segments]:
-        record, canvas = int(batch.records[row]), batch.images.shape[1:3]
-        segments = postprocess(
-            detections, batch.sizes[row], batch.original_sizes[row], canvas, is_thing, config.inference
-        )
+    def finish(pending: Pending) -> tuple[int, Segments]:
+        segments = postprocessor.finish(pending)
         for field, evaluator in evaluators.items():
-            evaluator.add(record, getattr(segments, field))
-        return record, segments
+            evaluator.add(pending.record, getattr(segments, field))
+        return pending.record, segments
 
-    for done, (record, segments) in enumerate(_results(predict, finish, dataset, config), 1):
+    begin = lambda batch: postprocessor.begin(predict(batch), batch)
+    for done, (record, segments) in enumerate(_results(begin, finish, dataset, config), 1):
         if on_result is not None:
             on_result(record, dataset.image(record), segments)
         now = time.monotonic()
@@ -90,31 +87,27 @@ def evaluate(
 
 
 def _results(
-    predict: Predict,
-    finish: Callable[[Detections, EvalBatch, int], tuple[int, Segments]],
-    dataset: CocoDataset,
+    begin: Callable[[EvalBatch], list[Pending]],
+    finish: Callable[[Pending], tuple[int, Segments]],
+    dataset: Dataset,
     config: Config,
 ) -> Iterator[tuple[int, Segments]]:
-    """Results in the order of the batches. The device works one batch ahead of the threads that finish its rows."""
+    """Results in the order of the batches. The device works one batch ahead of the threads that finish its images."""
     with eval_batches(dataset, config, config.inference.batch_size) as batches, ThreadPoolExecutor(_THREADS) as pool:
         waiting: deque[Future[tuple[int, Segments]]] = deque()
 
-        def submit(batch: EvalBatch, detections: Detections) -> None:
-            detections = jax.device_get(detections)  # waits for the device
-            for row in np.flatnonzero(batch.valid).tolist():
-                one = jax.tree.map(lambda values, row=row: values[row], detections)
-                waiting.append(pool.submit(finish, one, batch, row))
+        def submit(images: list[Pending]) -> None:
+            jax.block_until_ready([pending.found for pending in images])  # no more than two batches on the device
+            waiting.extend(pool.submit(finish, pending) for pending in images)
 
-        ahead: tuple[EvalBatch, Detections] | None = None
+        ahead: list[Pending] = []
         for batch in batches:
-            detections = predict(batch)
-            if ahead is not None:
-                submit(*ahead)
-            ahead = batch, detections
+            now = begin(batch)
+            submit(ahead)
+            ahead = now
             while len(waiting) > 2 * _THREADS:  # as many as fit in memory
                 yield waiting.popleft().result()
-        if ahead is not None:
-            submit(*ahead)
+        submit(ahead)
         while waiting:
             yield waiting.popleft().result()
 

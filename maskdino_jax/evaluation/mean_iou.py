@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import Int
 
 from maskdino_jax.data.catalog import Catalog
-from maskdino_jax.data.coco import CocoDataset
+from maskdino_jax.data.datasets import Dataset
+from maskdino_jax.data.semantic import SemanticDataset
 from maskdino_jax.evaluation.regions import truth
 
 
@@ -44,13 +45,14 @@ def summarize(table: Int[np.ndarray, "k k_or_none"], catalog: Catalog) -> dict[s
 
 
 class MeanIoU:
-    """Accumulates over a data set. The ground truth is the panoptic map painted with classes, crowds included.
+    """Accumulates over a data set. The ground truth is its label images, or the panoptic map painted with classes,
+    crowds included.
 
     `add` may be called from several threads.
     """
 
-    def __init__(self, dataset: CocoDataset):
-        if dataset.panoptic_dir is None:
+    def __init__(self, dataset: Dataset):
+        if not isinstance(dataset, SemanticDataset) and dataset.panoptic_dir is None:
             raise ValueError(
                 f"{dataset!r} has no ground truth of stuff: take 'semantic' out of config.inference.tasks."
             )
@@ -61,7 +63,11 @@ class MeanIoU:
 
     def add(self, record: int, result: Int[np.ndarray, "h w"]) -> None:
         """Count the pixels of one image's map of contiguous classes."""
-        table = confusion(truth(self._dataset, record).classes(self._classes), result, self._classes)
+        if isinstance(self._dataset, SemanticDataset):
+            expected = self._dataset.semantic_map(record)
+        else:
+            expected = truth(self._dataset, record).classes(self._classes)
+        table = confusion(expected, result, self._classes)
         with self._lock:
             self._table += table
 

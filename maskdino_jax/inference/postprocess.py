@@ -1,291 +1,196 @@
-"""From the final predictions of one image to instances, a panoptic map and a semantic map at the size of the file.
+"""From what the model says of a batch to results of its images at the size of their files.
 
-Everything here is NumPy on the host: results have as many rows as the image has objects, which no compiled program can
-know, and the next batch can run on the device in the meantime.
+The device does the work that grows with pixels and queries (`segment.py`); mask logits never leave it. The host turns
+bits into instances and merges the winners of pixels into a panoptic map: few and cheap steps, with as many rows as the
+image has objects, which no compiled program can know.
 """
 
 import dataclasses
-import functools
-from collections.abc import Iterator
+from typing import Any
 
+import jax
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int, Int32
+from jaxtyping import Float, Float32
 
-from maskdino_jax.config import InferenceConfig
-from maskdino_jax.inference.results import Instances, Panoptic, Segment, Segments
-from maskdino_jax.structures import Detections
-
-_CHUNK = 1 << 24  # mask values enlarged at a time: 64 MiB of float32, whatever the size of the image
-_BAND = 32  # rows of a resize matrix multiplied at a time
-
-
-@dataclasses.dataclass(frozen=True)
-class Frame:
-    """Where an image lies: `size` of it, in the top left corner of the padded `canvas`, and `original_size` of the
-    file. Height, width in pixels."""
-
-    size: tuple[int, int]
-    original_size: tuple[int, int]
-    canvas: tuple[int, int]
+from maskdino_jax.config import Config
+from maskdino_jax.data.catalog import Catalog
+from maskdino_jax.inference import segment
+from maskdino_jax.inference.frame import Frame
+from maskdino_jax.inference.results import Instances, Panoptic, PanopticSegment, Segments
+from maskdino_jax.structures import EvalBatch, Outputs
 
 
-@functools.lru_cache(maxsize=256)
-def resize_matrix(source: int, canvas: int, used: int, target: int) -> Float32[np.ndarray, "target source"]:
-    """Two bilinear resizes of one axis as a single matrix: `source` to `canvas`, keep the first `used`, to `target`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pending:
+    """Results of one image that the device may still be computing, on its way to the host."""
 
-    The official order of work enlarges mask logits to the padded canvas, crops the padding off and resizes to the
-    original image. Bilinear resizing is linear and acts on rows and columns separately, and a crop selects rows, so
-    that the whole chain is `Ry @ mask @ Rx.T`, the same numbers without the large intermediate.
+    record: int
+    frame: Frame
+    found: dict[str, Any]  # task -> arrays
+
+
+class Postprocessor:
+    """Turns the outputs of a batch into segments: `begin` asks the device, `finish` does the host's part.
+
+    `finish` may be called from several threads.
     """
-    matrix = _bilinear(canvas, target=target, used=used) @ _bilinear(source, target=canvas, used=source)
-    matrix = matrix.astype(np.float32)
-    matrix.setflags(write=False)  # callers share it
-    return matrix
+
+    def __init__(self, catalog: Catalog, config: Config) -> None:
+        """`config`: tasks and thresholds of `inference`, and the kind of class scores of `model`.
+
+        Raises:
+            ValueError: a model with a "no object" class is asked for more than semantic results.
+        """
+        self.catalog = catalog
+        self.tasks = tuple(config.inference.tasks)
+        self._options = config.inference
+        self._softmax = config.model.class_scores == "softmax"
+        if self._softmax and self.tasks != ("semantic",):
+            raise ValueError(
+                f"config.inference.tasks = {self.tasks}: a model with config.model.class_scores = 'softmax' makes "
+                "semantic maps only. Give ('semantic',)."
+            )
+        # The official panoptic mode drops stuff from instances.
+        self._allowed = catalog.is_thing if "panoptic" in self.tasks else np.ones(catalog.num_classes, bool)
+
+    def begin(self, outputs: Outputs, batch: EvalBatch, tasks: tuple[str, ...] | None = None) -> list[Pending]:
+        """Start on the valid images of a batch, in its order, without waiting for the device.
+
+        Args:
+            outputs: of the model for `batch`; each image is computed on the device that holds it.
+            tasks: some of `config.inference.tasks`; None: all.
+
+        Raises:
+            ValueError: the model's classes are not those of the catalog.
+        """
+        expected = self.catalog.num_classes + self._softmax
+        if outputs.logits.shape[-1] != expected:
+            raise ValueError(
+                f"the model has {outputs.logits.shape[-1]} columns of class scores but the catalog's "
+                f"{self.catalog.num_classes} classes make {expected}: use the catalog of the "
+                "weights."
+            )
+        canvas = batch.images.shape[1:3]
+        stride = canvas[0] // outputs.masks.shape[2]
+        pending = []
+        for row, (local, place) in _rows(outputs).items():
+            if batch.valid[row]:
+                extent = canvas if batch.extents is None else batch.extents[row]
+                sides = (batch.sizes[row], batch.original_sizes[row], extent)
+                frame = Frame(*(tuple(int(side) for side in pair) for pair in sides), stride)
+                pending.append(self.start(local, place, frame, int(batch.records[row]), tasks))
+        return pending
+
+    def start(
+        self, outputs: Outputs, row: int, frame: Frame, record: int = 0, tasks: tuple[str, ...] | None = None
+    ) -> Pending:
+        """Start on one image: row `row` of `outputs`, which lie on one device."""
+        options, logits, masks, row = self._options, outputs.logits, outputs.masks, np.int32(row)
+        found: dict[str, Any] = {}
+        for task in self.tasks if tasks is None else tasks:
+            if task == "instance":
+                found[task] = segment.instances(
+                    logits, outputs.boxes, masks, row, frame.to_original(), self._allowed,
+                    top=options.detections_per_image,
+                )  # fmt: skip
+            elif task == "panoptic":
+                found[task] = segment.contest(
+                    logits, masks, row, frame.to_original(),
+                    threshold=options.object_threshold, temperature=options.temperature,
+                )  # fmt: skip
+            elif self._softmax:
+                canvas = tuple(side * frame.stride for side in masks.shape[2:])
+                found[task] = segment.classes_after(
+                    logits, masks, row, frame.to_canvas(canvas), frame.canvas_to_original()
+                )
+            else:
+                found[task] = segment.classes_before(
+                    logits, masks, row, frame.to_original(), temperature=options.temperature
+                )
+        for array in jax.tree.leaves(found):
+            array.copy_to_host_async()
+        return Pending(record=record, frame=frame, found=found)
+
+    def finish(self, pending: Pending) -> Segments:
+        """Wait for the device and make the results."""
+        found = jax.device_get(pending.found)
+        frame = pending.frame
+        height, width = frame.original_size
+        return Segments(
+            catalog=self.catalog,
+            instances=_instances(found["instance"], frame) if "instance" in found else None,
+            panoptic=(
+                _panoptic(found["panoptic"], frame, self.catalog, self._options.overlap_threshold)
+                if "panoptic" in found
+                else None
+            ),
+            semantic=found["semantic"][:height, :width].astype(np.int32) if "semantic" in found else None,
+        )
 
 
-def _bilinear(source: int, *, target: int, used: int) -> Float[np.ndarray, "target source"]:
-    """Interpolation weights from the first `used` of `source` pixels, half-pixel centres, clamped at the borders."""
-    position = np.clip((np.arange(target) + 0.5) * (used / target) - 0.5, 0, used - 1)
-    low = np.floor(position).astype(int)
-    high = np.minimum(low + 1, used - 1)
-    matrix = np.zeros((target, source))
-    np.add.at(matrix, (np.arange(target), low), 1 - (position - low))
-    np.add.at(matrix, (np.arange(target), high), position - low)
-    return matrix
+def _rows(outputs: Outputs) -> dict[int, tuple[Outputs, int]]:
+    """For each image of the batch the outputs on the device that holds it, and its row there."""
+    parts = {"logits": outputs.logits, "boxes": outputs.boxes, "masks": outputs.masks}
+    if not isinstance(outputs.masks, jax.Array) or len(outputs.masks.sharding.device_set) == 1:
+        return {row: (outputs, row) for row in range(len(outputs.masks))}
+    shards = {name: {shard.device: shard for shard in array.addressable_shards} for name, array in parts.items()}
+    rows = {}
+    for device, shard in shards["masks"].items():
+        local = dataclasses.replace(outputs, **{name: places[device].data for name, places in shards.items()})
+        first = shard.index[0].start or 0
+        rows |= {first + place: (local, place) for place in range(len(shard.data))}
+    return dict(sorted(rows.items()))
 
 
-def enlarge(
-    masks: Float[np.ndarray, "n h4 w4"], frame: Frame, rows: slice = slice(None)
-) -> Float32[np.ndarray, "n rows w"]:
-    """Mask logits at the original size, or only the given rows of it."""
-    down = resize_matrix(masks.shape[1], frame.canvas[0], frame.size[0], frame.original_size[0])[rows]
-    across = resize_matrix(masks.shape[2], frame.canvas[1], frame.size[1], frame.original_size[1])
-    first, last = _support(down)
-    masks = np.ascontiguousarray(masks[:, first:last], np.float32)
-    wide = np.empty((*masks.shape[:2], len(across)), np.float32)
-    for block, reach in _bands(across):
-        wide[..., block] = masks[..., reach] @ across[block, reach].T
-    full = np.empty((len(masks), len(down), len(across)), np.float32)
-    for block, reach in _bands(down[:, first:last]):
-        np.matmul(down[block, first:last][:, reach], wide[:, reach], out=full[:, block])
-    return full
-
-
-def _bands(matrix: Float32[np.ndarray, "i j"]) -> Iterator[tuple[slice, slice]]:
-    """Blocks of rows with the columns where they are not zero: a resize matrix is a band, most of it is zero."""
-    for start in range(0, len(matrix), _BAND):
-        block = slice(start, start + _BAND)
-        yield block, slice(*_support(matrix[block]))
-
-
-def _support(matrix: Float32[np.ndarray, "i j"]) -> tuple[int, int]:
-    columns = np.flatnonzero(matrix.any(axis=0))
-    return int(columns[0]), int(columns[-1]) + 1
-
-
-def _probabilities(
-    masks: Float[np.ndarray, "q h4 w4"], queries: Int[np.ndarray, "n"], frame: Frame
-) -> Iterator[tuple[slice, Float32[np.ndarray, "m h w"], Float32[np.ndarray, "m h w"]]]:
-    """Logits and probabilities of the masks of `queries` at the original size, a few at a time."""
-    step = max(1, _CHUNK // (frame.original_size[0] * frame.original_size[1]))
-    for start in range(0, len(queries), step):
-        chunk = slice(start, min(start + step, len(queries)))
-        logits = enlarge(masks[queries[chunk]], frame)
-        yield chunk, logits, _sigmoid(logits)
-
-
-def _sigmoid(x: Float[np.ndarray, "*s"]) -> Float32[np.ndarray, "*s"]:
-    with np.errstate(over="ignore"):  # exp of a large negative logit is inf, and its probability 0
-        y = np.exp(-x.astype(np.float32, copy=False))
-    y += 1
-    return np.reciprocal(y, out=y)
-
-
-def _class_weights(probabilities: Float32[np.ndarray, "q k"], temperature: float) -> Float32[np.ndarray, "q k"]:
-    """Softmax of the class probabilities over `temperature`, which sharpens them; 0 leaves them as they are."""
-    if temperature == 0:
-        return probabilities
-    scaled = probabilities / np.float32(temperature)
-    scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return scaled / scaled.sum(axis=1, keepdims=True)
-
-
-def instances(
-    logits: Float[np.ndarray, "q k"],
-    boxes: Float[np.ndarray, "q 4"],
-    masks: Float[np.ndarray, "q h4 w4"],
-    frame: Frame,
-    *,
-    top: int,
-    is_thing: Bool[np.ndarray, "k"] | None = None,
-) -> Instances:
-    """The `top` best pairs of query and class, without suppression or threshold.
-
-    The score is the class probability times the mean probability inside the mask. Where `is_thing` is given, pairs of
-    stuff classes are dropped after the choice, so that fewer than `top` remain, as in the official panoptic mode. The
-    box is the predicted one, moved to pixels of the original image and not clipped; scores and boxes serve box AP and
-    mask AP alike.
-    """
-    classes = logits.shape[1]
-    flat = _sigmoid(logits).ravel()
-    best = np.argsort(-flat, kind="stable")[:top]
-    queries, labels = best // classes, best % classes
-    if is_thing is not None:
-        keep = is_thing[labels]
-        best, queries, labels = best[keep], queries[keep], labels[keep]
-
-    distinct, place = np.unique(queries, return_inverse=True)
-    quality = np.zeros(len(distinct), np.float32)
-    inside = np.zeros((len(distinct), *frame.original_size), bool)
-    for chunk, mask_logits, probabilities in _probabilities(masks, distinct, frame):
-        np.greater(mask_logits, 0, out=inside[chunk])
-        total = np.einsum("nhw,nhw->n", probabilities, inside[chunk], dtype=np.float32)
-        quality[chunk] = total / (np.count_nonzero(inside[chunk], axis=(1, 2)) + 1e-6)
-
-    scores = flat[best] * quality[place]
-    order = np.argsort(-scores, kind="stable")
+def _instances(picks: segment.Picks, frame: Frame) -> Instances:
+    """The picks that may be instances, with the predicted boxes in pixels of the original image, not clipped."""
+    height, width = frame.original_size
+    kept = np.flatnonzero(picks.kept)
+    bits = picks.masks[:, :height, : -(-width // 8)]
     return Instances(
-        scores=scores[order],
-        labels=labels[order].astype(np.int32),
-        boxes=_to_pixels(boxes[queries[order]], frame),
-        masks=inside[place[order]],
-        queries=queries[order].astype(np.int32),
+        scores=picks.scores[kept],
+        labels=picks.labels[kept].astype(np.int32),
+        boxes=_to_pixels(picks.boxes[kept], frame),
+        queries=picks.queries[kept].astype(np.int32),
+        bits=bits[picks.place[kept]],
+        width=width,
     )
 
 
 def _to_pixels(boxes: Float[np.ndarray, "n 4"], frame: Frame) -> Float32[np.ndarray, "n 4"]:
-    """cxcywh relative to the canvas -> xyxy in pixels of the original image."""
+    """cxcywh as shares of the extent -> xyxy in pixels of the original image."""
     height, width = (
-        canvas / used * original
-        for canvas, used, original in zip(frame.canvas, frame.size, frame.original_size, strict=True)
+        extent / used * original
+        for extent, used, original in zip(frame.extent, frame.size, frame.original_size, strict=True)
     )
     centre, half = boxes[:, :2].astype(np.float32), boxes[:, 2:].astype(np.float32) / 2
     corners = np.concatenate([centre - half, centre + half], axis=1)
     return corners * np.array([width, height, width, height], np.float32)
 
 
-def panoptic(
-    logits: Float[np.ndarray, "q k"],
-    masks: Float[np.ndarray, "q h4 w4"],
-    frame: Frame,
-    is_thing: Bool[np.ndarray, "k"],
-    *,
-    object_threshold: float,
-    overlap_threshold: float,
-    temperature: float,
-) -> Panoptic:
-    """Let the confident queries compete for each pixel, and keep those that win most of what they claim.
+def _panoptic(contest: segment.Contest, frame: Frame, catalog: Catalog, overlap_threshold: float) -> Panoptic:
+    """Keep the contestants that win most of what they claim.
 
-    A query takes part if its best class probability exceeds `object_threshold`; it is ranked by the same class after
-    sharpening with `temperature` (both as the official code does, which tests one quantity and ranks by the other).
-    A pixel goes to the query with the largest product of class weight and mask probability. A segment is what a
-    query owns inside its own mask (probability at least one half), unless the pixels it owns are fewer than
-    `overlap_threshold` of its mask. Segments of one stuff class share an id (Kirillov et al. 2019, section 3).
+    A segment is what a query owns inside its own mask (probability at least one half), unless the pixels it owns are
+    fewer than `overlap_threshold` of its mask. Segments of one stuff class share an id (Kirillov et al. 2019,
+    section 3).
     """
-    probabilities = _sigmoid(logits)
-    confidence = probabilities.max(axis=1)
-    kept = np.flatnonzero(confidence > object_threshold)
-    weights = _class_weights(probabilities[kept], temperature)
-    labels = weights.argmax(axis=1) if len(kept) else np.zeros(0, int)
-    weights = weights.max(axis=1, initial=0)
-
-    owner = np.full(frame.original_size, -1, np.int32)
-    strength = np.full(frame.original_size, -1, np.float32)
-    inside = np.zeros((len(kept), *frame.original_size), bool)
-    for chunk, _, mask_probabilities in _probabilities(masks, kept, frame):
-        np.greater_equal(mask_probabilities, 0.5, out=inside[chunk])
-        for k, mask in enumerate(mask_probabilities, chunk.start):
-            mask *= weights[k]
-            wins = mask > strength  # ties go to the earlier query
-            np.copyto(strength, mask, where=wins)
-            np.copyto(owner, np.int32(k), where=wins)
-
-    ids = np.zeros(frame.original_size, np.int32)
-    segments: dict[int, Segment] = {}
-    stuff: dict[int, int] = {}  # class -> id
-    for k, label in enumerate(labels.tolist()):
-        owned = owner == k
-        region = owned & inside[k]
-        claimed, area = int(inside[k].sum()), int(region.sum())
-        if not area or owned.sum() / claimed < overlap_threshold:
-            continue
-        thing = bool(is_thing[label])
-        segment_id = len(segments) + 1 if thing else stuff.setdefault(label, len(segments) + 1)
-        score = float(confidence[kept[k]])
-        if segment_id in segments:
-            score, area = max(score, segments[segment_id].score), area + segments[segment_id].area
-        segments[segment_id] = Segment(segment_id, label, thing, score, area)
-        ids[region] = segment_id
-    return Panoptic(ids, tuple(segments.values()))
-
-
-def semantic(
-    logits: Float[np.ndarray, "q k"],
-    masks: Float[np.ndarray, "q h4 w4"],
-    frame: Frame,
-    *,
-    temperature: float,
-) -> Int32[np.ndarray, "h w"]:
-    """The class with the largest sum over all queries of class weight times mask probability, at each pixel.
-
-    No query is left out: one that is unsure adds nearly the same to every class.
-    """
-    weights = _class_weights(_sigmoid(logits), temperature).T
     height, width = frame.original_size
-    result = np.empty((height, width), np.int32)
-    step = max(1, _CHUNK // (max(logits.shape) * width))
-    for start in range(0, height, step):
-        rows = slice(start, start + step)
-        probabilities = _sigmoid(enlarge(masks, frame, rows))
-        result[rows] = np.tensordot(weights, probabilities, axes=1).argmax(axis=0)
-    return result
-
-
-def postprocess(
-    detections: Detections,
-    size: tuple[int, int],
-    original_size: tuple[int, int],
-    canvas: tuple[int, int],
-    is_thing: Bool[np.ndarray, "k"],
-    inference: InferenceConfig,
-) -> Segments:
-    """Results of one image for `inference.tasks`.
-
-    Args:
-        detections: the image's row, without the batch axis.
-        size: height, width of the image on the canvas, in pixels.
-        original_size: height, width of the file, in pixels.
-        canvas: height, width of the padded image that the model saw.
-        is_thing: which contiguous classes are countable.
-        inference: thresholds; with the panoptic task, instances are things only.
-    """
-    logits, boxes, masks = (np.asarray(value) for value in (detections.logits, detections.boxes, detections.masks))
-    if logits.shape[1] != len(is_thing):
-        raise ValueError(
-            f"the model predicts {logits.shape[1]} classes but the catalog has {len(is_thing)}: "
-            "use the catalog that the weights were trained with."
-        )
-    frame = Frame(*(tuple(int(side) for side in value) for value in (size, original_size, canvas)))
-    tasks = inference.tasks
-    things = is_thing if "panoptic" in tasks else None
-    return Segments(
-        instances=(
-            instances(logits, boxes, masks, frame, top=inference.detections_per_image, is_thing=things)
-            if "instance" in tasks
-            else None
-        ),
-        panoptic=(
-            panoptic(
-                logits,
-                masks,
-                frame,
-                is_thing,
-                object_threshold=inference.object_threshold,
-                overlap_threshold=inference.overlap_threshold,
-                temperature=inference.temperature,
-            )
-            if "panoptic" in tasks
-            else None
-        ),
-        semantic=semantic(logits, masks, frame, temperature=inference.temperature) if "semantic" in tasks else None,
-    )
+    owner, inside = contest.owner[:height, :width] + 1, contest.inside[:height, :width]  # 0: no one
+    count = int(contest.count)
+    owned = np.bincount(owner.ravel(), minlength=count + 1)[1:].tolist()
+    areas = np.bincount(owner[inside], minlength=count + 1)[1:].tolist()
+    ids = np.zeros(count + 1, np.int32)  # of each contestant's segment
+    segments: dict[int, PanopticSegment] = {}
+    stuff: dict[int, int] = {}  # class -> id
+    for place, area in enumerate(areas):
+        if not area or owned[place] / int(contest.claimed[place]) < overlap_threshold:
+            continue
+        label, score = int(contest.labels[place]), float(contest.confidence[place])
+        thing = catalog.categories[label].is_thing
+        number = len(segments) + 1 if thing else stuff.setdefault(label, len(segments) + 1)
+        if number in segments:
+            score, area = max(score, segments[number].score), area + segments[number].area
+        segments[number] = PanopticSegment(id=number, label=label, is_thing=thing, score=score, area=area)
+        ids[place + 1] = number
+    return Panoptic(ids[owner] * inside, tuple(segments.values()))

@@ -1,38 +1,86 @@
 """What a prediction of one image is: instances, a panoptic map, a semantic map, and how they are written to files."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32
+from jaxtyping import Bool, Float32, Int, Int32, UInt8
 from PIL import Image
 from pycocotools import mask as coco_mask
+from scipy import ndimage
 
 from maskdino_jax.data.catalog import Catalog
 
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the original image, the ends exclusive
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Segment:
+    """One object, or all the pixels of one stuff class."""
+
+    box: Box  # of an instance the predicted one, which may reach beyond the image; else the smallest around the mask
+    score: float  # 0 to 1; a semantic map does not rate its classes: 1
+    class_id: int  # as in the data set's annotations
+    label: int  # contiguous class index
+    name: str
+    is_thing: bool
+    area: int  # pixels
+    make_mask: Callable[[], Bool[np.ndarray, "h w"]] = dataclasses.field(repr=False, compare=False)
+
+    @property
+    def mask(self) -> Bool[np.ndarray, "h w"]:
+        """The pixels of the segment, made anew at each access."""
+        return self.make_mask()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Instances:
     """Countable objects, best first. One query may appear with several labels."""
 
     scores: Float32[np.ndarray, "n"]  # class probability times mask quality
     labels: Int32[np.ndarray, "n"]  # contiguous class ids
     boxes: Float32[np.ndarray, "n 4"]  # xyxy in pixels of the original image; may reach beyond it
-    masks: Bool[np.ndarray, "n h w"]
     queries: Int32[np.ndarray, "n"]
+    bits: UInt8[np.ndarray, "n h w8"]  # the masks, 8 pixels of a row in a byte, first pixel in the highest bit
+    width: int  # pixels of a row; the bits beyond are zero
+
+    @classmethod
+    def from_masks(cls, masks: Bool[np.ndarray, "n h w"], **fields: Any) -> "Instances":
+        """Instances with these masks and the other fields."""
+        return cls(bits=np.packbits(masks, axis=-1), width=masks.shape[-1], **fields)
 
     def __len__(self) -> int:
         return len(self.scores)
 
+    @property
+    def masks(self) -> Bool[np.ndarray, "n h w"]:
+        """All masks, made anew at each access: a byte for each pixel of each instance."""
+        return self._unpacked(slice(None))
+
+    def mask(self, index: int) -> Bool[np.ndarray, "h w"]:
+        """The mask of one instance."""
+        return self._unpacked(index)
+
+    @property
+    def areas(self) -> Int[np.ndarray, "n"]:
+        """Pixels of each mask."""
+        return np.bitwise_count(self.bits).sum(axis=(1, 2), dtype=np.int64)
+
     def above(self, score: float) -> "Instances":
         """Those with at least this score."""
         keep = self.scores >= score
-        return Instances(**{name: value[keep] for name, value in vars(self).items()})
+        rows = {name: value[keep] for name, value in vars(self).items() if name != "width"}
+        return Instances(**rows, width=self.width)
+
+    def _unpacked(self, index: int | slice) -> Bool[np.ndarray, "*n h w"]:
+        return np.unpackbits(self.bits[index], axis=-1, count=self.width).view(bool)
 
 
-@dataclasses.dataclass(frozen=True)
-class Segment:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PanopticSegment:
     """One region of a panoptic map: an object, or all the pixels of a stuff class."""
 
     id: int  # value in the map, from 1
@@ -47,7 +95,7 @@ class Panoptic:
     """Every pixel belongs to one segment, or to none (0)."""
 
     ids: Int32[np.ndarray, "h w"]
-    segments: tuple[Segment, ...]
+    segments: tuple[PanopticSegment, ...]
 
     def save(self, path: Path) -> None:
         """Write the ids as a COCO panoptic PNG: red + 256 green + 65536 blue. Makes the folder."""
@@ -73,29 +121,98 @@ class Panoptic:
 class Segments:
     """Results for one image; a task that was not asked for is None."""
 
+    catalog: Catalog
     instances: Instances | None = None
     panoptic: Panoptic | None = None
     semantic: Int32[np.ndarray, "h w"] | None = None  # contiguous class of each pixel
 
-    def to_dict(self, file_name: str, catalog: Catalog, score_threshold: float) -> dict[str, Any]:
+    @functools.cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """The instances if asked for, else the segments of the panoptic map, else one for each class of the semantic
+        map."""
+        if self.instances is not None:
+            return self._of_instances(self.instances)
+        if self.panoptic is not None:
+            return self._of_panoptic(self.panoptic)
+        return () if self.semantic is None else self._of_semantic(self.semantic)
+
+    def to_dict(self, file_name: str, score_threshold: float) -> dict[str, Any]:
         """Plain JSON: instances with at least `score_threshold`, and the segments of the panoptic map."""
         content: dict[str, Any] = {"file_name": file_name}
         if self.instances is not None:
-            content["instances"] = to_coco(self.instances.above(score_threshold), catalog)
+            content["instances"] = to_coco(self.instances.above(score_threshold), self.catalog)
         if self.panoptic is not None:
-            content["segments_info"] = self.panoptic.info(catalog)
+            content["segments_info"] = self.panoptic.info(self.catalog)
         return content
+
+    def _of_instances(self, found: Instances) -> tuple[Segment, ...]:
+        rows = zip(
+            found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), found.areas.tolist(), strict=True
+        )
+        return tuple(
+            self._segment(label, score, tuple(box), area, functools.partial(found.mask, index))
+            for index, (label, score, box, area) in enumerate(rows)
+        )
+
+    def _of_panoptic(self, found: Panoptic) -> tuple[Segment, ...]:
+        boxes = _boxes(found.ids)
+        return tuple(
+            self._segment(
+                part.label, part.score, boxes[part.id], part.area, functools.partial(_equal, found.ids, part.id)
+            )
+            for part in found.segments
+        )
+
+    def _of_semantic(self, found: Int32[np.ndarray, "h w"]) -> tuple[Segment, ...]:
+        boxes, areas = _boxes(found + 1), np.bincount(found.ravel())
+        return tuple(
+            self._segment(label, 1.0, boxes[label + 1], int(areas[label]), functools.partial(_equal, found, label))
+            for label in np.flatnonzero(areas).tolist()
+        )
+
+    def _segment(
+        self, label: int, score: float, box: Box, area: int, make_mask: Callable[[], Bool[np.ndarray, "h w"]]
+    ) -> Segment:
+        category = self.catalog.categories[label]
+        return Segment(
+            box=box,
+            score=score,
+            class_id=category.id,
+            label=label,
+            name=category.name,
+            is_thing=category.is_thing,
+            area=area,
+            make_mask=make_mask,
+        )
+
+
+def _equal(ids: Int32[np.ndarray, "h w"], value: int) -> Bool[np.ndarray, "h w"]:
+    return ids == value
+
+
+def _boxes(ids: Int32[np.ndarray, "h w"]) -> dict[int, Box]:
+    """The smallest box around each positive value."""
+    places = enumerate(ndimage.find_objects(ids), 1)
+    return {
+        value: tuple(float(side) for side in (place[1].start, place[0].start, place[1].stop, place[0].stop))
+        for value, place in places
+        if place is not None
+    }
 
 
 def to_coco(instances: Instances, catalog: Catalog) -> list[dict[str, Any]]:
     """Entries of a COCO result file without the image: boxes as x, y, width, height; masks as run lengths."""
     corners = instances.boxes.astype(float)
-    boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+    boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).tolist()
+    rows = zip(instances.labels.tolist(), instances.scores.tolist(), boxes, strict=True)
     return [
-        {"category_id": catalog.categories[label].id, "score": score, "bbox": box, "segmentation": run_lengths}
-        for label, score, box, run_lengths in zip(
-            instances.labels.tolist(), instances.scores.tolist(), boxes.tolist(), encode(instances.masks), strict=True
-        )
+        {
+            "category_id": catalog.categories[label].id,
+            "score": score,
+            "bbox": box,
+            "segmentation": encode(instances.mask(index)[None])[0],
+        }
+        for index, (label, score, box) in enumerate(rows)
     ]
 
 

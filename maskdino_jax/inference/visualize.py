@@ -40,13 +40,14 @@ class _Tag:
 
 
 def draw(
-    image: UInt8[np.ndarray, "h w 3"], segments: Segments, catalog: Catalog, *, score_threshold: float
+    image: UInt8[np.ndarray, "h w 3"], segments: Segments, *, score_threshold: float
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
     """A picture of the results, at least 512 pixels high and wide.
 
     Regions come from the panoptic map, else from the instances, else from the semantic map. Instances with at least
     `score_threshold` have a box and a name, unless they are too small for it; stuff is named where it is widest.
     """
+    catalog = segments.catalog
     confident = None if segments.instances is None else segments.instances.above(score_threshold)
     regions = _regions(segments.panoptic, confident, segments.semantic, catalog)
     height, width = image.shape[:2]
@@ -77,9 +78,9 @@ def _regions(
         ids, labels = numbers[panoptic.ids], [segment.label for segment in panoptic.segments]
         is_thing = [segment.is_thing for segment in panoptic.segments]
     elif instances is not None:
-        ids, labels = np.zeros(instances.masks.shape[1:], int), instances.labels
+        ids, labels = np.zeros((instances.bits.shape[1], instances.width), int), instances.labels
         for position in range(len(instances), 0, -1):  # the best one lies on top
-            ids[instances.masks[position - 1]] = position
+            ids[instances.mask(position - 1)] = position
         is_thing = np.ones(len(labels))
     elif semantic is not None:
         labels, ids = np.unique(semantic, return_inverse=True)
@@ -139,9 +140,9 @@ def _line_width(shape: tuple[int, ...]) -> int:
 
 def _tags_of_instances(instances: Instances, regions: _Regions, catalog: Catalog, scale: float) -> list[_Tag]:
     tags = []
-    for score, label, box, mask in zip(
-        instances.scores, instances.labels, instances.boxes, instances.masks, strict=True
-    ):
+    rows = zip(instances.scores, instances.labels, instances.boxes, strict=True)
+    for index, (score, label, box) in enumerate(rows):
+        mask = instances.mask(index)
         category = catalog.categories[label]
         covered = np.bincount(regions.ids[mask], minlength=len(regions.labels) + 1)[1:]
         covered = np.where(regions.labels == label, covered, 0)

@@ -14,12 +14,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from maskdino_jax.config import LossConfig
+from maskdino_jax.config import LossConfig, ModelConfig
 from maskdino_jax.losses.costs import matching_cost
 from maskdino_jax.losses.functional import binary_cross_entropy, dice_loss, focal_loss, giou_loss, l1_loss
 from maskdino_jax.losses.matcher import match
 from maskdino_jax.ops.points import sample_masks, sample_packed, uncertain_points
-from maskdino_jax.structures import DenoisingPlan, Matches, Outputs, Predictions, Targets
+from maskdino_jax.structures import DenoisingPlan, Matches, Predictions, Targets, TrainOutputs
 
 Terms = dict[str, Float[Array, ""]]
 
@@ -41,14 +41,24 @@ class Pairs:
     valid: Bool[Array, "*l b r"]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Scale:
+    """What sums are divided by, and which class loss there is."""
+
+    num_objects: Float[Array, ""]
+    num_parts: int
+    softmax: bool
+
+
 def criterion(
-    outputs: Outputs,
+    outputs: TrainOutputs,
     targets: Targets,
     key: PRNGKeyArray,
     loss: LossConfig,
-    denoising_mode: str,
+    model: ModelConfig,
     *,
     num_objects: Float[Array, ""],
+    num_parts: int = 1,
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, ""], Terms]:
     """Total loss and its weighted terms; the total is their sum.
@@ -56,31 +66,34 @@ def criterion(
     Args:
         outputs: float32 or bfloat16; everything here is computed in float32.
         key: source of the points at which masks are compared.
-        denoising_mode: `masks` or `boxes`; the latter leaves out the mask terms of the denoising slots.
+        model: where the queries come from, what the class scores are, and what is denoised.
         num_objects: existing targets of the whole batch (all devices, all accumulated parts), at least 1.
+        num_parts: equal parts of the batch whose terms are added up; these outputs are one of them.
         mesh: its axis "data" divides the images; see `matcher.match`.
 
     Returns:
         Terms by the official names: `loss_ce`, `loss_mask`, `loss_dice`, `loss_bbox` and `loss_giou`, with no suffix
         for the last layer, `_i` for decoder set i (0 is the input of the first layer), `_interm` for the encoder, and
-        `_dn` or `_dn_i` for the denoising slots.
+        `_dn` or `_dn_i` for the denoising slots. With learned queries there is no `_interm` and no `_dn_0`.
     """
 
     def draw(use: str, index: Array, shape: tuple[int, ...]) -> Array:
         return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, _USES.index(use)), index), shape)
 
-    terms = weighted_terms(outputs, targets, draw, loss, denoising_mode, num_objects=num_objects, mesh=mesh)
+    sizes = {"num_objects": num_objects, "num_parts": num_parts}
+    terms = weighted_terms(outputs, targets, draw, loss, model, **sizes, mesh=mesh)
     return sum(terms.values()), terms
 
 
 def weighted_terms(
-    outputs: Outputs,
+    outputs: TrainOutputs,
     targets: Targets,
     draw: Draw,
     loss: LossConfig,
-    denoising_mode: str,
+    model: ModelConfig,
     *,
     num_objects: Float[Array, ""],
+    num_parts: int = 1,
     mesh: Mesh | None = None,
 ) -> Terms:
     """The terms of `criterion` with points from a given source."""
@@ -90,18 +103,21 @@ def weighted_terms(
     sets, _, n = matches.query.shape
     pairs = Pairs(query=matches.query, target=jnp.broadcast_to(jnp.arange(n), matches.query.shape), valid=matches.valid)
     counted = jnp.ones(outputs.matching.logits.shape[1:3], bool)
-    sums = _sums(outputs.matching, pairs, counted, targets, features, draw, loss)
-    depth = sets - 2  # the last decoder set; after it comes the encoder's
-    suffixes = [*(f"_{i}" for i in range(depth)), "", "_interm"]
-    terms = _named(sums / num_objects, suffixes, loss)
+    selected = model.decoder.query_source == "encoder"
+    depth = sets - 1 - selected  # the last decoder set; after it may come the encoder's
+    suffixes = [*(f"_{i}" for i in range(depth)), "", *(["_interm"] if selected else [])]
+    scale = _Scale(num_objects, num_parts, model.class_scores == "softmax")
+    terms = _named(_values(outputs.matching, pairs, counted, targets, features, draw, loss, scale), suffixes, loss)
     if outputs.denoising is not None:
         pairs, counted = _denoising_pairs(outputs.plan, depth + 1)
         prefixed = lambda use, index, shape: draw(f"denoising_{use}", index, shape)
-        masks = denoising_mode == "masks"
-        sums = _sums(outputs.denoising, pairs, counted, targets, features, prefixed, loss, masks=masks)
+        masks = model.denoising.mode == "masks"
         groups = jnp.maximum(outputs.plan.num_groups, 1)  # without groups every sum is zero
+        scale = dataclasses.replace(scale, num_objects=num_objects * groups)
+        values = _values(outputs.denoising, pairs, counted, targets, features, prefixed, loss, scale, masks=masks)
         suffixes = [*(f"_dn_{i}" for i in range(depth)), "_dn"]
-        terms |= _named(sums / (num_objects * groups), suffixes, loss, masks=masks)
+        skipped = 0 if selected else 1  # the official code has no loss for noised queries that met no layer yet
+        terms |= _named(values[skipped:], suffixes[skipped:], loss, masks=masks)
     return terms
 
 
@@ -138,18 +154,18 @@ def _denoising_pairs(plan: DenoisingPlan, sets: int) -> tuple[Pairs, Bool[Array,
     return pairs, jnp.broadcast_to(plan.active, plan.known.shape)
 
 
-def _named(sums: Float[Array, "l c"], suffixes: list[str], loss: LossConfig, masks: bool = True) -> Terms:
+def _named(values: Float[Array, "l c"], suffixes: list[str], loss: LossConfig, masks: bool = True) -> Terms:
     w = loss.weights
     weights = dict(zip(_TERMS, (w.classification, w.mask, w.dice, w.box, w.giou), strict=True))
     return {
-        name + suffix: weights[name] * sums[i, j]
+        name + suffix: weights[name] * values[i, j]
         for i, suffix in enumerate(suffixes)
         for j, name in enumerate(_TERMS)
         if masks or name not in ("loss_mask", "loss_dice")
     }
 
 
-def _sums(
+def _values(
     predictions: Predictions,
     pairs: Pairs,
     counted: Bool[Array, "b q"],
@@ -157,15 +173,21 @@ def _sums(
     features: Float[Array, "b h4 w4 d"],
     draw: Draw,
     loss: LossConfig,
+    scale: _Scale,
     *,
     masks: bool = True,
 ) -> Float[Array, "l 5"]:
-    """Sums over all objects, in the order of `_TERMS`, for each prediction set."""
+    """The terms of each prediction set, in the order of `_TERMS`, without their weights."""
 
     def one_set(item: tuple[Array, Predictions, Pairs]) -> Array:
         index, one, own = item
-        mask_terms = _mask_sums(one, own, targets, features, draw, index, loss) if masks else (0.0, 0.0)
-        return jnp.stack([_class_sum(one, own, counted, targets), *mask_terms, *_box_sums(one, own, targets)])
+        if scale.softmax:
+            classes = _softmax_term(one, own, counted, targets, loss, scale)
+        else:
+            classes = _focal_sum(one, own, counted, targets) / scale.num_objects
+        mask_sums = _mask_sums(one, own, targets, features, draw, index, loss) if masks else (0.0, 0.0)
+        sums = jnp.stack([*mask_sums, *_box_sums(one, own, targets)])
+        return jnp.concatenate([classes[None], sums / scale.num_objects])
 
     # Full mask maps exist for one prediction set at a time: they are computed again in the backward pass. The points
     # are kept, for choosing them costs more than storing them.
@@ -174,16 +196,41 @@ def _sums(
     return jax.lax.map(jax.checkpoint(one_set, policy=keep), (index, predictions, pairs))
 
 
-def _class_sum(
+def _focal_sum(
     predictions: Predictions, pairs: Pairs, counted: Bool[Array, "b q"], targets: Targets
 ) -> Float[Array, ""]:
     """Focal loss over all classes of the counted queries; a query without a target is a negative for every class."""
+    losses = focal_loss(predictions.logits, _goals(predictions, pairs, targets))
+    return jnp.sum(jnp.where(counted[..., None], losses, 0))
+
+
+def _softmax_term(
+    predictions: Predictions,
+    pairs: Pairs,
+    counted: Bool[Array, "b q"],
+    targets: Targets,
+    loss: LossConfig,
+    scale: _Scale,
+) -> Float[Array, ""]:
+    """Weighted mean cross entropy of the counted queries; the last column is the answer of those without a target.
+
+    The mean is over the queries here and not over objects, as in DETR (Carion et al. 2020, section A.2).
+    """
+    goals = _goals(predictions, pairs, targets)
+    missing = 1 - goals.sum(axis=-1)
+    goals = goals.at[..., -1].set(missing)
+    weights = jnp.where(counted, jnp.where(missing > 0, loss.no_object_weight, 1.0), 0.0)
+    entropy = -jnp.sum(goals * jax.nn.log_softmax(predictions.logits.astype(jnp.float32)), axis=-1)
+    # Without an active slot there is nothing to average.
+    return jnp.sum(weights * entropy) / jnp.maximum(weights.sum(), 1e-6) / scale.num_parts
+
+
+def _goals(predictions: Predictions, pairs: Pairs, targets: Targets) -> Float[Array, "b q k"]:
+    """One-hot class of each query's target; zeros where it has none."""
     _, q, k = predictions.logits.shape
     queries = jax.nn.one_hot(pairs.query, q) * pairs.valid[..., None]
     labels = jax.nn.one_hot(jnp.take_along_axis(targets.labels, pairs.target, axis=1), k)
-    goals = jnp.einsum("brq,brk->bqk", queries, labels)
-    losses = focal_loss(predictions.logits, goals)
-    return jnp.sum(jnp.where(counted[..., None], losses, 0))
+    return jnp.einsum("brq,brk->bqk", queries, labels)
 
 
 def _box_sums(predictions: Predictions, pairs: Pairs, targets: Targets) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -9,10 +9,9 @@ from jaxtyping import Array, Bool, Float
 from maskdino_jax.config import ModelConfig
 from maskdino_jax.model.heads import PredictionHeads
 from maskdino_jax.model.layers import MLP, DeformableAttention, FeedForward, SelfAttention, layer_norm
-from maskdino_jax.model.pixel_decoder import LevelSizes
+from maskdino_jax.model.levels import Levels
 from maskdino_jax.ops.boxes import logit
 from maskdino_jax.ops.positions import box_sine_embedding
-from maskdino_jax.structures import Predictions
 
 
 class DecoderLayer(nnx.Module):
@@ -33,11 +32,11 @@ class DecoderLayer(nnx.Module):
         positions: Float[Array, "b q d"],
         boxes: Float[Array, "b q 4"],
         memory: Float[Array, "b t d"],
-        level_sizes: LevelSizes,
+        levels: Levels,
         blocked: Bool[Array, "q q"] | None,
     ) -> Float[Array, "b q d"]:
         queries = self.self_norm(queries + self.self_attn(queries, positions, blocked))
-        queries = self.cross_norm(queries + self.cross_attn(queries + positions, boxes, memory, level_sizes))
+        queries = self.cross_norm(queries + self.cross_attn(queries + positions, boxes, memory, levels))
         return self.ffn_norm(queries + self.ffn(queries))
 
 
@@ -60,27 +59,27 @@ class Decoder(nnx.Module):
         content: Float[Array, "b q d"],
         anchors: Float[Array, "b q 4"],
         memory: Float[Array, "b t d"],
-        level_sizes: LevelSizes,
+        levels: Levels,
         blocked: Bool[Array, "q q"] | None,
         heads: PredictionHeads,
-    ) -> Predictions:
-        """Prediction sets 0 (the decoder's input) to L (after its last layer), stacked on a leading axis.
+    ) -> tuple[list[Float[Array, "b q d"]], list[Float[Array, "b q 4"]]]:
+        """What the heads read, queries and boxes in float32: of the decoder's input and after each layer.
 
         `anchors` are boxes before the sigmoid; `blocked[i, j]` keeps query i from attending to query j.
         """
         queries = content.astype(self.dtype)
         boxes = jax.nn.sigmoid(anchors)
-        sets = [heads(content.astype(jnp.float32), boxes)]
+        all_queries, all_boxes = [content.astype(jnp.float32)], [boxes]
         previous = boxes
         for layer in self.layers:
             sine = box_sine_embedding(boxes, content.shape[-1] // 2)
             positions = self.ref_point_head(sine).astype(self.dtype)
-            queries = layer(queries, positions, boxes, memory, level_sizes, blocked)
+            queries = layer(queries, positions, boxes, memory, levels, blocked)
             raw = queries.astype(jnp.float32)
+            # The heads norm once more what is normed here: the released weights were trained so.
             normed = heads.norm(raw)
-            predicted = jax.nn.sigmoid(heads.box_embed(normed) + logit(previous))
-            # The heads norm once more what is normed already: the released weights were trained so.
-            sets.append(heads(normed, predicted))
+            all_queries.append(normed)
+            all_boxes.append(jax.nn.sigmoid(heads.box_embed(normed) + logit(previous)))
             previous = jax.nn.sigmoid(heads.box_embed(raw) + logit(boxes))
             boxes = jax.lax.stop_gradient(previous)
-        return jax.tree.map(lambda *parts: jnp.stack(parts), *sets)
+        return all_queries, all_boxes

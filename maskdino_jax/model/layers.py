@@ -8,12 +8,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from maskdino_jax.config import ModelConfig
+from maskdino_jax.model.levels import Levels
 from maskdino_jax.ops.deform_attn import deform_attn
+from maskdino_jax.ops.extents import halved, inside, keep_inside
 
 EPSILON = 1e-5  # of every norm
+_BLOCK = 1024  # tokens whose hidden vectors of 2048 floats fit into the cache of a CPU core, 8 MiB
 
 
 class Frozen(nnx.Variable):
@@ -68,8 +71,35 @@ class FrozenBatchNorm(nnx.Module):
         return x.astype(self.dtype) * scale.astype(self.dtype) + shift.astype(self.dtype)
 
 
+class BatchNorm(nnx.Module):
+    """Batch norm over all images of the batch, on whatever devices they are, with running statistics for inference.
+
+    The statistics follow the convention of PyTorch: a share of 0.1 of the new value, variances without bias.
+    """
+
+    def __init__(self, dim: int, *, dtype: DTypeLike) -> None:
+        self.scale = nnx.Param(jnp.ones(dim))
+        self.bias = nnx.Param(jnp.zeros(dim))
+        self.mean = Frozen(jnp.zeros(dim))
+        self.var = Frozen(jnp.ones(dim))
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "b h w d"], training: bool) -> Float[Array, "b h w d"]:
+        mean, var = self.mean[...], self.var[...]
+        wide = x.astype(jnp.float32)
+        if training:
+            count = x.size // x.shape[-1]
+            mean = jnp.mean(wide, axis=(0, 1, 2))
+            var = jnp.mean(jnp.square(wide - mean), axis=(0, 1, 2))
+            keep = lambda old, new: 0.9 * old + 0.1 * jax.lax.stop_gradient(new)
+            self.mean[...] = keep(self.mean[...], mean)
+            self.var[...] = keep(self.var[...], var * (count / max(count - 1, 1)))
+        scale = self.scale[...] * jax.lax.rsqrt(var + EPSILON)
+        return ((wide - mean) * scale + self.bias[...]).astype(self.dtype)
+
+
 class ConvNorm(nnx.Module):
-    """Convolution padded symmetrically, then a norm: frozen_bn, group_norm."""
+    """Convolution padded symmetrically, then a norm: frozen_bn, batch_norm or group_norm."""
 
     def __init__(
         self,
@@ -98,11 +128,25 @@ class ConvNorm(nnx.Module):
         )
         if norm == "frozen_bn":
             self.norm = FrozenBatchNorm(fan_out, dtype=dtype)
+        elif norm == "batch_norm":
+            self.norm = BatchNorm(fan_out, dtype=dtype)
         else:
             self.norm = group_norm(fan_out, dtype=dtype, rngs=rngs)
+        self.kernel, self.stride = kernel, stride
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-        return self.norm(self.conv(x))
+    def __call__(
+        self, x: Float[Array, "b h w c"], extent: Int[Array, "b 2"] | None = None, *, training: bool = False
+    ) -> Float[Array, "b h2 w2 d"]:
+        """`extent`: the part of the map that counts; the result inside does not depend on what lies beyond."""
+        if self.kernel > 1:
+            x = keep_inside(x, extent)
+        x = self.conv(x)
+        if isinstance(self.norm, BatchNorm):
+            return self.norm(x, training)
+        if isinstance(self.norm, nnx.GroupNorm) and extent is not None:
+            counted = inside(x.shape[1:3], halved(extent) if self.stride == 2 else extent)
+            return self.norm(x, mask=jnp.broadcast_to(counted[..., None], x.shape))
+        return self.norm(x)
 
 
 class MLP(nnx.Module):
@@ -130,6 +174,18 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         return self.linear2(nnx.relu(self.linear1(x)))
+
+
+def by_blocks(function: Callable[[Array], Array], tokens: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    """`function` of each token; on a CPU a few at a time, so that what it computes in between stays in the cache."""
+
+    def in_blocks(x: Array) -> Array:
+        padded = jnp.pad(x, ((0, 0), (0, -x.shape[1] % _BLOCK), (0, 0)))
+        blocks = padded.reshape(len(x), -1, _BLOCK, x.shape[-1]).swapaxes(0, 1)
+        done = jax.lax.map(function, blocks).swapaxes(0, 1)
+        return done.reshape(padded.shape)[:, : x.shape[1]]
+
+    return jax.lax.platform_dependent(tokens, cpu=in_blocks, default=function)
 
 
 class SelfAttention(nnx.Module):
@@ -188,14 +244,29 @@ class DeformableAttention(nnx.Module):
         queries: Float[Array, "b q d"],
         references: Float[Array, "b q r"],
         memory: Float[Array, "b t d"],
-        level_sizes: tuple[tuple[int, int], ...],
+        levels: Levels,
     ) -> Float[Array, "b q d"]:
-        """`references`: normalised xy (r = 2) or cxcywh (r = 4); `level_sizes`: (height, width) in token order."""
-        heads, levels, points = self.shape
-        lead = queries.shape[:2]
-        offsets = self.sampling_offsets(queries).reshape(*lead, heads, levels, points, 2)
-        weights = self.attention_weights(queries).reshape(*lead, heads, levels * points)
+        """`references`: xy (r = 2) or cxcywh (r = 4), shares of the extent."""
+        shape = (*queries.shape[:2], *self.shape)
+        offsets = self.sampling_offsets(queries).reshape(*shape, 2)
+        weights = self.attention_weights(queries).reshape(*shape[:3], -1)
         value = self.value_proj(memory)
-        value = value.reshape(*value.shape[:2], heads, -1)
-        mixed = deform_attn(value, offsets, weights, references.astype(jnp.float32), level_sizes, impl=self.impl)
+        references = references.astype(jnp.float32)
+        if levels.extents is not None:
+            value = jnp.where(levels.used()[..., None], value, 0)
+            offsets, references = _to_pixels(offsets, references, levels.extents)
+        value = value.reshape(*value.shape[:2], self.shape[0], -1)
+        mixed = deform_attn(value, offsets, weights, references, levels.sizes, impl=self.impl)
         return self.output_proj(mixed)
+
+
+def _to_pixels(
+    offsets: Float[Array, "b q m l p 2"], references: Float[Array, "b q r"], extents: Int[Array, "b l 2"]
+) -> tuple[Float[Array, "b q m l p 2"], Float[Array, "b q 2"]]:
+    """Offsets in pixels from the corner of the canvas, and that corner as the reference of all."""
+    corner = jnp.zeros_like(references[..., :2])
+    sizes = extents[:, None, None, :, None, ::-1].astype(jnp.float32)
+    offsets, references = offsets.astype(jnp.float32), references[:, :, None, None, None]
+    if references.shape[-1] == 2:
+        return references * sizes + offsets, corner
+    return (references[..., :2] + offsets * references[..., 2:] * (0.5 / offsets.shape[-2])) * sizes, corner

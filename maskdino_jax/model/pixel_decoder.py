@@ -2,32 +2,18 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from maskdino_jax.config import ModelConfig
-from maskdino_jax.model.layers import ConvNorm, DeformableAttention, FeedForward, layer_norm
+from maskdino_jax.config import BACKBONE_FEATURES, ModelConfig
+from maskdino_jax.model.layers import ConvNorm, DeformableAttention, FeedForward, by_blocks, layer_norm
+from maskdino_jax.model.levels import Levels
+from maskdino_jax.ops.extents import halved, repeat_border
 from maskdino_jax.ops.positions import map_sine_embedding
 from maskdino_jax.ops.resize import resize_bilinear
 
-LevelSizes = tuple[tuple[int, int], ...]
 _FAN_IN_UNIFORM = nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")
-
-
-def token_centres(level_sizes: LevelSizes) -> Float[np.ndarray, "t 2"]:
-    """Normalised (x, y) of the centre of every token, level after level, row after row."""
-    grids = []
-    for height, width in level_sizes:
-        y, x = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width, indexing="ij")
-        grids.append(np.stack([x, y], axis=-1).reshape(-1, 2))
-    return np.concatenate(grids).astype(np.float32)
-
-
-def flatten_levels(maps: list[Float[Array, "b _ _ d"]]) -> Float[Array, "b t d"]:
-    """Feature maps as one sequence of tokens, level after level, row after row."""
-    return jnp.concatenate([level.reshape(level.shape[0], -1, level.shape[-1]) for level in maps], axis=1)
 
 
 class EncoderLayer(nnx.Module):
@@ -43,12 +29,12 @@ class EncoderLayer(nnx.Module):
     def __call__(
         self,
         tokens: Float[Array, "b t d"],
-        positions: Float[Array, "t d"],
+        positions: Float[Array, "#b t d"],
         references: Float[Array, "b t 2"],
-        level_sizes: LevelSizes,
+        levels: Levels,
     ) -> Float[Array, "b t d"]:
-        tokens = self.norm1(tokens + self.self_attn(tokens + positions, references, tokens, level_sizes))
-        return self.norm2(tokens + self.ffn(tokens))
+        tokens = self.norm1(tokens + self.self_attn(tokens + positions, references, tokens, levels))
+        return by_blocks(lambda x: self.norm2(x + self.ffn(x)), tokens)
 
 
 class PixelDecoder(nnx.Module):
@@ -62,6 +48,9 @@ class PixelDecoder(nnx.Module):
         dim, encoder = config.hidden_dim, config.encoder
         self.in_features = encoder.in_features
         self.reverse = encoder.order == "coarse_to_fine"
+        # The official code reverses the added levels but not their positions, which shows where there are several.
+        swapped = self.reverse and not encoder.aligned_positions
+        self.misplaced = encoder.num_levels - len(encoder.in_features) if swapped else 0
         project = lambda fan_in, kernel, stride=1: ConvNorm(
             fan_in,
             dim,
@@ -87,34 +76,56 @@ class PixelDecoder(nnx.Module):
         self.mask_features = nnx.Conv(dim, dim, (1, 1), kernel_init=_FAN_IN_UNIFORM, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, features: dict[str, Float[Array, "b _ _ _"]]
-    ) -> tuple[list[Float[Array, "b _ _ d"]], Float[Array, "b h4 w4 d"]]:
-        """Encoded maps from coarse to fine or fine to coarse, in the encoder's token order, and the mask features."""
-        maps = [proj(features[name]) for proj, name in zip(self.input_proj, self.in_features, strict=False)]
-        source = features["res5"]
+        self, features: dict[str, Float[Array, "b _ _ _"]], extents: Int[Array, "b 2"] | None = None
+    ) -> tuple[Float[Array, "b t d"], Levels, Float[Array, "b h4 w4 d"]]:
+        """Encoded tokens in the encoder's order with their levels, and the mask features.
+
+        `extents`: what each image occupies of the canvas, in pixels of the input.
+        """
+        scaled = lambda stride: None if extents is None else extents // stride
+        extent_of = {name: scaled(4 * 2**i) for i, name in enumerate(BACKBONE_FEATURES)}
+        found = [extent_of[name] for name in self.in_features]
+        maps = [
+            proj(features[name], extent_of[name]) for proj, name in zip(self.input_proj, self.in_features, strict=False)
+        ]
+        source, extent = features["res5"], extent_of["res5"]
         for proj in self.input_proj[len(maps) :]:
-            source = proj(source)
+            source, extent = proj(source, extent), halved(extent)
             maps.append(source)
-        if self.reverse:
-            maps = maps[::-1]
-        maps = self._encode(maps)
-
-        finest = maps[-1] if self.reverse else maps[0]
-        size = features["res2"].shape[1:3]
-        merged = self.lateral(features["res2"]) + resize_bilinear(finest, size)
-        return maps, self.mask_features(nnx.relu(self.smooth(merged)))
-
-    def _encode(self, maps: list[Float[Array, "b _ _ d"]]) -> list[Float[Array, "b _ _ d"]]:
+            found.append(extent)
         sizes = tuple(level.shape[1:3] for level in maps)
-        batch, dim = maps[0].shape[0], maps[0].shape[-1]
-        sines = [map_sine_embedding(*size, dim).reshape(-1, dim) for size in sizes]
-        positions = jnp.concatenate([sine + self.level_embed[level] for level, sine in enumerate(sines)])
-        centres = jnp.asarray(token_centres(sizes))
-        references = jnp.broadcast_to(centres, (batch, *centres.shape))
-        tokens = flatten_levels(maps)
-        positions = positions.astype(tokens.dtype)
+        levels = Levels(sizes, None if extents is None else jnp.stack(found, axis=1), extents)
+        if self.reverse:
+            maps, levels = maps[::-1], reversed(levels)
+        tokens = self._encode(levels.flatten(maps), levels)
+
+        encoded, finest = levels.unflatten(tokens), -1 if self.reverse else 0
+        border = None if extents is None else levels.extents[:, finest]
+        enlarged = resize_bilinear(repeat_border(encoded[finest], border), features["res2"].shape[1:3])
+        merged = self.lateral(features["res2"], extent_of["res2"]) + enlarged
+        smooth = nnx.relu(self.smooth(merged, extent_of["res2"]))
+        return tokens, levels, self.mask_features(smooth)
+
+    def _encode(self, tokens: Float[Array, "b t d"], levels: Levels) -> Float[Array, "b t d"]:
+        positions = self._positions(levels, tokens.shape[-1]).astype(tokens.dtype)
+        centres = jnp.asarray(levels.centres())
+        references = jnp.broadcast_to(centres, (len(tokens), *centres.shape[1:]))
         for layer in self.layers:
-            tokens = layer(tokens, positions, references, sizes)
-        ends = np.cumsum([height * width for height, width in sizes])[:-1]
-        parts = jnp.split(tokens, ends, axis=1)
-        return [part.reshape(batch, *size, dim) for part, size in zip(parts, sizes, strict=True)]
+            tokens = layer(tokens, positions, references, levels)
+        return tokens
+
+    def _positions(self, levels: Levels, dim: int) -> Float[Array, "#b t d"]:
+        order = list(range(len(levels.sizes)))
+        if self.misplaced:
+            if levels.extents is not None:
+                raise ValueError(
+                    "config.model.encoder.aligned_positions = False depends on the canvas: evaluate with "
+                    "config.data.eval_canvas=exact, or train with aligned positions."
+                )
+            order[: self.misplaced] = order[: self.misplaced][::-1]
+        parts = []
+        for place, level in enumerate(order):
+            extent = None if levels.extents is None else levels.extents[:, level]
+            sine = map_sine_embedding(*levels.sizes[level], dim, extent)
+            parts.append(sine.reshape(len(sine), -1, dim) + self.level_embed[place])
+        return jnp.concatenate(parts, axis=1)

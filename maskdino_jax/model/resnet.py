@@ -2,10 +2,11 @@
 
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from maskdino_jax.config import BackboneConfig
 from maskdino_jax.model.layers import ConvNorm
+from maskdino_jax.ops.extents import halved, keep_inside
 
 _HE_NORMAL = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -24,11 +25,13 @@ class Bottleneck(nnx.Module):
         self.conv3 = conv(width, 4 * width, 1)
         self.shortcut = conv(fan_in, 4 * width, 1, stride) if project else None
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-        y = nnx.relu(self.conv1(x))
-        y = nnx.relu(self.conv2(y))
-        y = self.conv3(y)
-        return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+    def __call__(
+        self, x: Float[Array, "b h w c"], extent: Int[Array, "b 2"] | None, training: bool
+    ) -> Float[Array, "b h2 w2 d"]:
+        y = nnx.relu(self.conv1(x, extent, training=training))
+        y = nnx.relu(self.conv2(y, extent, training=training))
+        y = self.conv3(y, halved(extent) if self.conv2.stride == 2 else extent, training=training)
+        return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x, extent, training=training)))
 
 
 class ResNet(nnx.Module):
@@ -58,12 +61,21 @@ class ResNet(nnx.Module):
             setattr(self, name, nnx.List(blocks))
             self.channels[name] = fan_in
 
-    def __call__(self, images: Float[Array, "b h w 3"]) -> dict[str, Float[Array, "b h2 w2 c"]]:
-        x = nnx.relu(self.stem(images))
-        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    def __call__(
+        self,
+        images: Float[Array, "b h w 3"],
+        extents: Int[Array, "b 2"] | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> dict[str, Float[Array, "b h2 w2 c"]]:
+        """`extents`: what each image occupies of the canvas, in pixels; `key`: given in training, None otherwise."""
+        training = key is not None
+        x, extent = nnx.relu(self.stem(images, extents, training=training)), halved(extents)
+        x = keep_inside(x, extent)  # nothing is negative here: zeros never win
+        x, extent = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1))), halved(extent)
         maps = {}
         for name in self.channels:
             for block in getattr(self, name):
-                x = block(x)
+                x = block(x, extent, training)
+                extent = halved(extent) if block.conv2.stride == 2 else extent
             maps[name] = x
         return maps

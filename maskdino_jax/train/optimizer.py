@@ -11,7 +11,9 @@ from jaxtyping import Array, Float, Int
 
 from maskdino_jax.config import OptimizerConfig
 
-_PLAIN = re.compile(r"(^|/)\w*norm\d?/(scale|bias)$|(^|/)label_enc/embedding$|relative_position_bias_table$")
+_PLAIN = re.compile(
+    r"(^|/)\w*norm\d?/(scale|bias)$|(^|/)label_enc/embedding$|^learned_queries/|relative_position_bias_table$"
+)
 
 
 def path_name(path: tuple[Any, ...]) -> str:

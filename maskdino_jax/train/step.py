@@ -54,19 +54,13 @@ def build_train_step(spec: ModelSpec, config: Config, mesh: Mesh) -> Callable[[S
 
     def loss(
         params: Any, frozen: Any, batch: Batch, key: jax.Array, num_objects: jax.Array
-    ) -> tuple[jax.Array, Metrics]:
+    ) -> tuple[jax.Array, tuple[Metrics, Any]]:
         noise_key, points_key = jax.random.split(key)
         model = spec.bind({"params": params, "frozen": frozen})
         outputs = model.outputs(batch.images, batch.targets, noise_key)
-        return criterion(
-            outputs,
-            batch.targets,
-            points_key,
-            config.loss,
-            config.model.denoising.mode,
-            num_objects=num_objects,
-            mesh=mesh,
-        )
+        sizes = {"num_objects": num_objects, "num_parts": train.accumulate}
+        total, terms = criterion(outputs, batch.targets, points_key, config.loss, config.model, **sizes, mesh=mesh)
+        return total, (terms, spec.frozen(model))
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(train.seed), state["step"])
@@ -77,17 +71,21 @@ def build_train_step(spec: ModelSpec, config: Config, mesh: Mesh) -> Callable[[S
             return grad(state["params"], state["frozen"], images, jax.random.fold_in(key, index), num_objects)
 
         if train.accumulate == 1:
-            (total, terms), gradients = part(jnp.int32(0), batch)
+            (total, (terms, frozen)), gradients = part(jnp.int32(0), batch)
         else:
             parts = _parts(batch, train.accumulate, mesh)
             first = jax.eval_shape(part, jnp.int32(0), jax.tree.map(lambda x: x[0], parts))
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
             add = lambda sums, item: (jax.tree.map(jnp.add, sums, part(*item)), None)
-            ((total, terms), gradients), _ = jax.lax.scan(add, zeros, (jnp.arange(train.accumulate), parts))
+            sums, _ = jax.lax.scan(add, zeros, (jnp.arange(train.accumulate), parts))
+            (total, (terms, frozen)), gradients = sums
+            frozen = jax.tree.map(lambda x: x / train.accumulate, frozen)  # every part started from the same
 
         norm = optax.tree.norm(gradients)
         updates, opt = optimizer.update(gradients, state["opt"], state["params"])
         new = {**state, "params": optax.apply_updates(state["params"], updates), "opt": opt}
+        if config.model.backbone.norm == "batch_norm":
+            new["frozen"] = frozen
         if train.ema_decay:
             decay = train.ema_decay
             new["ema"] = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state["ema"], new["params"])

@@ -171,9 +171,10 @@ def test_evaluation_sees_every_image_once_in_batches_of_one_canvas(coco_panoptic
     assert sorted(int(batch.records[row]) for batch, row in rows) == [0, 1, 2, 3]
     for batch, row in rows:
         record = int(batch.records[row])
-        image, size = prepare_image(dataset.image(record), nuclei.data)
+        image, size, extent = prepare_image(dataset.image(record), nuclei.data)
         np.testing.assert_array_equal(batch.images[row], image)
         np.testing.assert_array_equal(batch.sizes[row], size)
+        np.testing.assert_array_equal(batch.extents[row], extent)
         np.testing.assert_array_equal(batch.original_sizes[row], dataset.size(record))
 
 
@@ -184,6 +185,7 @@ def test_filler_rows_are_black_and_cover_their_canvas(coco_panoptic, nuclei):
     np.testing.assert_array_equal(batch.valid, [True, True, True, False])
     assert not batch.images[3].any()
     np.testing.assert_array_equal(batch.sizes[3], [64, 96])
+    np.testing.assert_array_equal(batch.extents[3], [64, 96])
 
 
 def test_exact_canvases_group_images_of_equal_size(coco_panoptic, nuclei):
@@ -194,6 +196,7 @@ def test_exact_canvases_group_images_of_equal_size(coco_panoptic, nuclei):
     np.testing.assert_array_equal(np.sort(visited(batches)), np.arange(4))
     for batch in batches:
         assert batch.valid.all()
+        assert batch.extents is None
         assert all(0 <= side - seen < 32 for side, seen in zip(batch.images.shape[1:3], batch.sizes[0], strict=True))
 
 

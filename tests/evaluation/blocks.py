@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 
 from maskdino_jax.config import Config, DataConfig, InferenceConfig, SplitConfig
-from maskdino_jax.data.coco import CocoDataset, open_dataset
-from maskdino_jax.structures import Detections, EvalBatch
+from maskdino_jax.data import CocoDataset, open_dataset
+from maskdino_jax.structures import EvalBatch, Outputs
 
 CATEGORIES = [
     {"id": 90, "name": "sky", "isthing": 0},
@@ -81,14 +81,15 @@ def _paint(root: Path, number: int, letters: np.ndarray, tables: dict) -> None:
     tables["annotations"].append({"image_id": number, "file_name": f"{number}.png", "segments_info": info})
 
 
-def perfect(dataset: CocoDataset, batch: EvalBatch, *, silent: bool = False) -> Detections:
+def perfect(dataset: CocoDataset, batch: EvalBatch, *, silent: bool = False) -> Outputs:
     """One sure query for each segment of the ground truth, crowds included; none if `silent`."""
     canvas = batch.images.shape[1:3]
     rows = [
         _perfect_row(dataset, int(record), canvas, silent or not valid)
         for record, valid in zip(batch.records, batch.valid, strict=True)
     ]
-    return Detections(**{name: np.stack([row[name] for row in rows]) for name in ("logits", "boxes", "masks")})
+    arrays = {name: np.stack([row[name] for row in rows]) for name in ("logits", "boxes", "masks")}
+    return Outputs(**arrays, mask_features=None, proposals=None, heads=None)
 
 
 def _perfect_row(dataset: CocoDataset, record: int, canvas: tuple[int, int], silent: bool) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 import pytest
 
 from maskdino_jax.config import DataConfig, SplitConfig
-from maskdino_jax.data.coco import CocoDataset, open_dataset
+from maskdino_jax.data import CocoDataset, open_dataset
 from tests.evaluation.blocks import write_blocks
 
 

@@ -21,7 +21,7 @@ NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 def instances(scores, labels, boxes, masks) -> Instances:
-    return Instances(
+    return Instances.from_masks(
         scores=np.asarray(scores, np.float32),
         labels=np.asarray(labels, np.int32),
         boxes=np.asarray(boxes, np.float32).reshape(-1, 4),

@@ -4,12 +4,14 @@ import dataclasses
 import json
 import textwrap
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from maskdino_jax.evaluation.evaluate import evaluate, metrics_table
 from maskdino_jax.evaluation.panoptic_quality import panoptic_quality
+from maskdino_jax.inference.postprocess import Postprocessor
 from tests.evaluation.blocks import blocks_config, perfect
 
 
@@ -23,8 +25,7 @@ def test_perfect_predictions_score_one_in_every_metric(blocks, config, tmp_path)
 
     def predict(batch):
         assert len(batch.records) == 2, "the images have different canvases, so that each batch has a row of filler"
-        detections = perfect(blocks, batch)
-        return dataclasses.replace(detections, logits=jnp.asarray(detections.logits))
+        return jax.tree.map(jnp.asarray, perfect(blocks, batch))
 
     on_result = lambda record, image, segments: seen.append((record, image.shape, segments))
     metrics = evaluate(predict, blocks, config, tmp_path, on_result=on_result, log=lines.append)
@@ -54,37 +55,39 @@ def test_only_the_tasks_asked_for_are_scored(blocks, config, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_batch_is_predicted_before_the_one_before_it_is_finished(blocks, config):
+def test_a_batch_is_predicted_before_the_one_before_it_is_finished(blocks, config, monkeypatch):
     """So that the device works while the host finishes images."""
     config.inference.batch_size = 1
     events = []
 
-    class Late:
-        """Stands in for an array on the device; NumPy asks for it when the host needs the values."""
-
-        def __init__(self, record, values):
-            self.record, self.values = record, values
-
-        def __array__(self, dtype=None, copy=None):
-            events.append(f"wait {self.record}")
-            return self.values
-
     def predict(batch):
-        record = int(batch.records[0])
-        events.append(f"predict {record}")
-        detections = perfect(blocks, batch)
-        return dataclasses.replace(detections, logits=Late(record, detections.logits))
+        events.append(f"predict {batch.records[0]}")
+        return perfect(blocks, batch)
 
+    def finish(self, pending):
+        events.append(f"finish {pending.record}")
+        return whole(self, pending)
+
+    whole = Postprocessor.finish
+    monkeypatch.setattr(Postprocessor, "finish", finish)
     evaluate(predict, blocks, config)
-    assert events == ["predict 0", "predict 1", "wait 0", "wait 1"]
+    assert events == ["predict 0", "predict 1", "finish 0", "finish 1"]
 
 
-def test_an_error_in_a_thread_reaches_the_caller(blocks, config):
+def test_an_error_in_a_thread_reaches_the_caller(blocks, config, monkeypatch):
+    def finish(self, pending):
+        raise RuntimeError(f"image {pending.record}")
+
+    monkeypatch.setattr(Postprocessor, "finish", finish)
+    with pytest.raises(RuntimeError, match="image 0"):
+        evaluate(lambda batch: perfect(blocks, batch), blocks, config)
+
+
+def test_a_model_of_other_classes_is_an_error(blocks, config):
     def predict(batch):
-        detections = perfect(blocks, batch)
-        return dataclasses.replace(detections, logits=np.zeros((2, 9, 5), np.float32))
+        return dataclasses.replace(perfect(blocks, batch), logits=np.zeros((2, 9, 5), np.float32))
 
-    with pytest.raises(ValueError, match="5 classes but the catalog has 3"):
+    with pytest.raises(ValueError, match="5 columns of class scores but the catalog's 3 classes"):
         evaluate(predict, blocks, config)
 
 

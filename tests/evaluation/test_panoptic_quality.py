@@ -9,7 +9,7 @@ from PIL import Image
 from maskdino_jax.data.catalog import Catalog, Category
 from maskdino_jax.evaluation.panoptic_quality import Counts, PanopticQuality, count, panoptic_quality, summarize
 from maskdino_jax.evaluation.regions import Regions, read_ids, truth
-from maskdino_jax.inference.results import Panoptic, Segment
+from maskdino_jax.inference.results import Panoptic, PanopticSegment
 
 
 def regions(ids, labels: dict[int, int], crowd: tuple[int, ...] = ()) -> Regions:
@@ -194,7 +194,8 @@ def guess(blocks, record: int) -> Panoptic:
         if record == 0 or name == "sky":
             label = 0 if name == "bird" else int(label)
             area = int(np.sum(wanted.ids == key))
-            segments.append(Segment(len(segments) + 1, label, label < 2, 0.9, area))
+            number = len(segments) + 1
+            segments.append(PanopticSegment(id=number, label=label, is_thing=label < 2, score=0.9, area=area))
             ids[wanted.ids == key] = len(segments)
     return Panoptic(ids, tuple(segments))
 

@@ -1,28 +1,22 @@
-"""Post-processing against tensors of the official implementation, JAX's own resize, and cases worked by hand."""
+"""Post-processing against tensors of the official implementation, the same in NumPy, and cases worked by hand."""
+
+import functools
 
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from maskdino_jax.config import InferenceConfig
-from maskdino_jax.inference.postprocess import (
-    Frame,
-    enlarge,
-    instances,
-    panoptic,
-    postprocess,
-    resize_matrix,
-    semantic,
-)
-from maskdino_jax.inference.results import Segment
-from maskdino_jax.structures import Detections
+from maskdino_jax.config import Config, InferenceConfig, ModelConfig
+from maskdino_jax.inference.frame import Frame
+from maskdino_jax.inference.postprocess import Postprocessor
+from maskdino_jax.inference.results import PanopticSegment
+from maskdino_jax.structures import EvalBatch
+from tests.inference import reference_postprocess as reference
+from tests.inference.scenes import NEVER, SURE, catalog_of, outputs_of, random_outputs, same_size, segments_of
 
-SURE, NEVER = 20.0, -20.0  # logits whose float32 probability is 1, and nearly 0
-
-
-def same_size(height: int, width: int) -> Frame:
-    """A frame in which nothing is resized."""
-    return Frame((height, width), (height, width), (height, width))
+ALL = ("instance", "panoptic", "semantic")
 
 
 @pytest.fixture(scope="module")
@@ -31,88 +25,44 @@ def recorded(golden):
         return dict(arrays)
 
 
-# --- resizing --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("target", [(28, 36), (13, 10), (4, 5), (7, 18), (3, 20)])
-def test_one_resize_matches_the_recorded_interpolation(recorded, target):
-    x = recorded["resize/x"][0]
-    rows, columns = (resize_matrix(source, source, source, side) for source, side in zip((7, 9), target, strict=True))
-    expected = recorded[f"resize_7x9_to_{target[0]}x{target[1]}/output"][0]
-    np.testing.assert_allclose(rows @ x @ columns.T, expected, atol=2e-6)
-
-
-def test_crop_then_resize_matches_the_recorded_one(recorded):
-    x, size, out = (recorded[f"sem_seg_postprocess/{name}"] for name in ("x", "image_size", "out_size"))
-    enlarged = enlarge(x, Frame(tuple(size), tuple(out), x.shape[1:]))
-    np.testing.assert_allclose(enlarged, recorded["sem_seg_postprocess/output"], atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("canvas", "size", "original"),
-    [
-        ((64, 96), (60, 83), (47, 151)),
-        ((64, 96), (64, 96), (64, 96)),
-        ((128, 64), (101, 64), (400, 3)),
-        ((32, 32), (1, 1), (5, 7)),
-    ],
-)
-def test_the_composed_matrices_equal_upsample_crop_and_resize_one_after_the_other(canvas, size, original):
-    masks = np.random.default_rng(0).standard_normal((3, canvas[0] // 4, canvas[1] // 4)).astype(np.float32)
-    resize = lambda x, shape: jax.image.resize(x, (3, *shape), "bilinear", antialias=False)
-    expected = resize(resize(masks, canvas)[:, : size[0], : size[1]], original)
-    np.testing.assert_allclose(enlarge(masks, Frame(size, original, canvas)), np.asarray(expected), atol=1e-5)
-
-
-def test_a_slice_of_rows_is_enlarged_to_the_same_values_as_the_whole():
-    masks = np.random.default_rng(1).standard_normal((2, 50, 40)).astype(np.float32)
-    frame = Frame((190, 160), (301, 77), (200, 160))
-    np.testing.assert_allclose(enlarge(masks, frame, slice(37, 190)), enlarge(masks, frame)[:, 37:190], atol=1e-6)
-
-
-def test_a_constant_mask_stays_constant_because_the_weights_of_each_pixel_sum_to_one():
-    frame = Frame((60, 83), (211, 97), (64, 96))
-    np.testing.assert_allclose(enlarge(np.full((1, 16, 24), 3.0), frame), 3.0, rtol=1e-6)
+@pytest.fixture(scope="module")
+def official(recorded):
+    """Post-process the recorded predictions."""
+    classes = recorded["infer/mask_cls"].shape[1]
+    return functools.partial(
+        segments_of,
+        recorded["infer/mask_cls"],
+        recorded["infer/mask_pred"],
+        same_size(18, 22),
+        np.arange(classes) < recorded["infer/num_things"],
+        boxes=recorded["infer/boxes_cxcywh"],
+    )
 
 
 # --- the official results --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("things_only", [False, True])
-def test_instances_match_the_official_ones(recorded, things_only):
+def test_instances_match_the_official_ones(recorded, official, things_only):
     name = f"infer_instance_panoptic{int(things_only)}_focus0"
-    classes = recorded["infer/mask_cls"].shape[1]
-    found = instances(
-        recorded["infer/mask_cls"],
-        recorded["infer/boxes_cxcywh"],
-        recorded["infer/mask_pred"],
-        same_size(18, 22),
-        top=15,
-        is_thing=np.arange(classes) < recorded["infer/num_things"] if things_only else None,
-    )
+    tasks = ("instance", "panoptic") if things_only else ("instance",)
+    found = official(tasks=tasks, detections_per_image=15).instances
     order = np.argsort(-recorded[f"{name}/scores"], kind="stable")  # the recorded order is that of torch.topk
     np.testing.assert_allclose(found.scores, recorded[f"{name}/scores"][order], rtol=1e-5)
     np.testing.assert_array_equal(found.labels, recorded[f"{name}/classes"][order])
     np.testing.assert_array_equal(found.masks, recorded[f"{name}/masks"][order])
-    boxes = recorded["infer/boxes_cxcywh"][found.queries]
-    corners = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1)
-    np.testing.assert_allclose(found.boxes, corners * [22, 18, 22, 18], atol=1e-4)
     np.testing.assert_allclose(found.boxes, recorded[f"{name}/boxes"][order], atol=1e-4)
 
 
 @pytest.mark.parametrize("temperature", ["T", "noT"])
 @pytest.mark.parametrize("thresholds", [(0.25, 0.8), (0.25, 0.3), (0.0, 0.0), (0.99, 0.8)])
-def test_panoptic_matches_the_official_map(recorded, temperature, thresholds):
-    classes = recorded["infer/mask_cls"].shape[1]
-    found = panoptic(
-        recorded["infer/mask_cls"],
-        recorded["infer/mask_pred"],
-        same_size(18, 22),
-        np.arange(classes) < recorded["infer/num_things"],
+def test_panoptic_matches_the_official_map(recorded, official, temperature, thresholds):
+    found = official(
+        tasks=("panoptic",),
         object_threshold=thresholds[0],
         overlap_threshold=thresholds[1],
         temperature=0.06 if temperature == "T" else 0,
-    )
+    ).panoptic
     name = f"infer_panoptic_{temperature}_th{thresholds[0]}_ov{thresholds[1]}"
     np.testing.assert_array_equal(found.ids, recorded[f"{name}/seg"])
     info = [(segment.id, segment.label, int(segment.is_thing)) for segment in found.segments]
@@ -121,14 +71,21 @@ def test_panoptic_matches_the_official_map(recorded, temperature, thresholds):
 
 
 @pytest.mark.parametrize("temperature", ["T", "noT"])
-def test_semantic_matches_the_official_map(recorded, temperature):
-    found = semantic(
+def test_semantic_matches_the_official_map(recorded, official, temperature):
+    found = official(tasks=("semantic",), temperature=0.06 if temperature == "T" else 0).semantic
+    np.testing.assert_array_equal(found, recorded[f"infer_semantic_{temperature}/output"].argmax(axis=0))
+
+
+def test_semantic_with_a_no_object_column_matches_the_official_map(recorded):
+    found = segments_of(
         recorded["infer/mask_cls"],
         recorded["infer/mask_pred"],
         same_size(18, 22),
-        temperature=0.06 if temperature == "T" else 0,
+        [True] * 9,
+        class_scores="softmax",
+        tasks=("semantic",),
     )
-    np.testing.assert_array_equal(found, recorded[f"infer_semantic_{temperature}/output"].argmax(axis=0))
+    np.testing.assert_array_equal(found.semantic, recorded["infer_semantic_ce/output"].argmax(axis=0))
 
 
 @pytest.mark.shared
@@ -138,33 +95,172 @@ def test_instances_match_the_official_model_on_padded_images_of_another_size(sha
     """The recording keeps every twentieth mask; boxes and classes are checked for all, masks where they are known."""
     with np.load(shared / "golden" / model / "eval_outputs.npz") as outputs:
         logits, boxes, known = (outputs[f"out/{name}9"][image] for name in ("logits", "boxes", "masks"))
-        size, original = outputs[f"input/image{image}"].shape[1:], tuple(outputs["input/out_size"][image])
+        size, original = outputs[f"input/image{image}"].shape[1:], tuple(outputs["input/out_size"][image].tolist())
     with np.load(shared / "golden" / model / "eval_post.npz") as post:
         post = {
-            name.removeprefix(f"post{image}/"): post[name] for name in post.files if name.startswith(f"post{image}/")
+            name: post[f"post{image}/instances/{name}"] for name in ("query", "classes", "boxes", "scores", "masks")
         }
     masks = np.zeros((300, *known.shape[1:]), np.float32)
     masks[::20] = known
-    canvas = (4 * known.shape[1], 4 * known.shape[2])
-    frame = Frame(size, original, canvas)
+    frame = Frame(size, original, (4 * known.shape[1], 4 * known.shape[2]))
+    classes = logits.shape[1]
+    tasks = ("instance", "panoptic") if model == "panoptic_r50" else ("instance",)
+    found = segments_of(logits, masks, frame, np.arange(classes) < 80, boxes=boxes, tasks=tasks).instances
 
-    enlarged = enlarge(known, frame)
-    np.testing.assert_allclose(enlarged.mean(axis=(1, 2)), post["mask_resized_stats"][::20, 0], atol=1e-4)
-    np.testing.assert_allclose(enlarged.std(axis=(1, 2), ddof=1), post["mask_resized_stats"][::20, 1], atol=1e-4)
-
-    is_thing = np.arange(133) < 80 if model == "panoptic_r50" else None
-    found = instances(logits, boxes, masks, frame, top=100, is_thing=is_thing)
     place = {pair: row for row, pair in enumerate(zip(found.queries.tolist(), found.labels.tolist(), strict=True))}
-    official = list(zip(post["instances/query"].tolist(), post["instances/classes"].tolist(), strict=True))
-    assert sorted(place) == sorted(official)
-    rows = np.array([place[pair] for pair in official])
-    np.testing.assert_allclose(found.boxes[rows], post["instances/boxes"], atol=1e-3)
+    pairs = list(zip(post["query"].tolist(), post["classes"].tolist(), strict=True))
+    assert sorted(place) == sorted(pairs)
+    rows = np.array([place[pair] for pair in pairs])
+    np.testing.assert_allclose(found.boxes[rows], post["boxes"], atol=1e-3)
 
-    stored = post["instances/query"] % 20 == 0
+    stored = post["query"] % 20 == 0
     assert stored.any()
-    np.testing.assert_allclose(found.scores[rows[stored]], post["instances/scores"][stored], rtol=1e-4)
-    expected = np.unpackbits(post["instances/masks"][stored], axis=-1)[..., : original[1]].astype(bool)
+    np.testing.assert_allclose(found.scores[rows[stored]], post["scores"][stored], rtol=1e-4)
+    expected = np.unpackbits(post["masks"][stored], axis=-1)[..., : original[1]].astype(bool)
     assert np.sum(found.masks[rows[stored]] != expected) <= 6  # float32 and float64 differ as much
+
+
+# --- the same in NumPy -----------------------------------------------------------------------------------------------
+
+FRAMES = {
+    "photograph": Frame((60, 83), (75, 121), (64, 96)),
+    "tiny original": Frame((64, 96), (2, 3), (64, 96)),
+    "original larger than the canvas": Frame((60, 96), (700, 1030), (64, 96)),  # its masks are enlarged one by one
+    "much of the canvas is padding": Frame((40, 33), (47, 33), (64, 64)),
+}
+IS_THING = np.array([True, True, False])
+CHOICES = {"all kept": 0.0, "some kept": 0.25, "nothing kept": 1.0}
+
+
+@pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES.keys())
+def test_every_task_equals_the_definition_in_numpy(frame):
+    logits, boxes, masks = random_outputs(3, 20, 3, (16, 24))
+    found = segments_of(logits, masks, frame, IS_THING, boxes=boxes, tasks=ALL, detections_per_image=30)
+    expected = reference.instances(logits, boxes, masks, frame, top=30, is_thing=IS_THING)
+    np.testing.assert_array_equal(found.instances.queries, expected.queries)
+    np.testing.assert_array_equal(found.instances.labels, expected.labels)
+    np.testing.assert_allclose(found.instances.scores, expected.scores, rtol=1e-5)
+    np.testing.assert_allclose(found.instances.boxes, expected.boxes, rtol=1e-5, atol=1e-4)
+    assert np.mean(found.instances.masks != expected.masks) < 1e-5
+    thresholds = {"object_threshold": 0.25, "overlap_threshold": 0.8, "temperature": 0.06}
+    panoptic = reference.panoptic(logits, masks, frame, IS_THING, **thresholds)
+    assert np.mean(found.panoptic.ids != panoptic.ids) < 1e-5
+    semantic = reference.semantic(logits, masks, frame, temperature=0.06)
+    assert np.mean(found.semantic != semantic) < 1e-5
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.5])
+@pytest.mark.parametrize("threshold", CHOICES.values(), ids=CHOICES.keys())
+def test_panoptic_equals_the_definition_whatever_is_kept(threshold, overlap):
+    frame = FRAMES["photograph"]
+    logits, _, masks = random_outputs(4, 20, 3, (16, 24))
+    options = {"object_threshold": threshold, "overlap_threshold": overlap, "temperature": 0.06}
+    found = segments_of(logits, masks, frame, IS_THING, tasks=("panoptic",), **options).panoptic
+    expected = reference.panoptic(logits, masks, frame, IS_THING, **options)
+    assert np.mean(found.ids != expected.ids) < 1e-4
+    strip = lambda segments: [(part.id, part.label, part.is_thing) for part in segments]
+    assert strip(found.segments) == strip(expected.segments)
+    assert (len(found.segments) == 0) == (threshold == 1)
+
+
+def test_queries_that_are_all_alike_are_chosen_and_ranked_in_their_order():
+    logits, _, masks = random_outputs(5, 12, 3, (16, 24))
+    logits, masks = np.full_like(logits, 1.0), np.repeat(masks[:1], 12, axis=0)
+    frame = FRAMES["photograph"]
+    found = segments_of(logits, masks, frame, IS_THING, tasks=ALL, detections_per_image=7, overlap_threshold=0)
+    assert found.instances.queries.tolist() == [0, 0, 1, 1, 2]
+    assert found.instances.labels.tolist() == [0, 1, 0, 1, 0]
+    assert len(found.panoptic.segments) == 1, "the first query owns every pixel"
+    assert not found.semantic.any(), "of equal classes the first one"
+
+
+@pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES.keys())
+def test_semantic_with_a_no_object_column_adds_up_on_the_canvas(frame):
+    logits, _, masks = random_outputs(6, 10, 4, (16, 24))
+    found = segments_of(logits, masks, frame, IS_THING, class_scores="softmax", tasks=("semantic",)).semantic
+    assert np.mean(found != reference.semantic_on_canvas(logits, masks, frame)) < 1e-5
+
+
+# --- laws ------------------------------------------------------------------------------------------------------------
+
+
+def test_results_depend_on_the_extent_and_not_on_the_canvas_around_it():
+    frame = FRAMES["photograph"]
+    logits, boxes, masks = random_outputs(7, 20, 3, (16, 24))
+    around = np.full((20, 40, 32), np.nan, np.float32)
+    around[:, :16, :24] = masks
+    exact, bucketed = (segments_of(logits, values, frame, IS_THING, boxes=boxes) for values in (masks, around))
+    np.testing.assert_array_equal(exact.instances.bits, bucketed.instances.bits)
+    np.testing.assert_array_equal(exact.instances.scores, bucketed.instances.scores)
+    np.testing.assert_array_equal(exact.panoptic.ids, bucketed.panoptic.ids)
+    np.testing.assert_array_equal(exact.semantic, bucketed.semantic)
+    softmax = {"class_scores": "softmax", "tasks": ("semantic",)}
+    exact, bucketed = (segments_of(logits, values, frame, IS_THING[:2], **softmax) for values in (masks, around))
+    np.testing.assert_array_equal(exact.semantic, bucketed.semantic)
+
+
+def batch_of(rows: list[int], sizes: tuple[int, int] = (60, 83)) -> tuple[EvalBatch, list[tuple]]:
+    """A batch on a canvas of 64 x 96 with these records; record r has the r-th random outputs, -1 is filler."""
+    batch = EvalBatch(
+        images=np.zeros((len(rows), 64, 96, 3), np.uint8),
+        sizes=np.array([sizes] * len(rows), np.int32),
+        extents=None,
+        original_sizes=np.array([(40 + 10 * max(row, 0), 90) for row in rows], np.int32),
+        records=np.maximum(rows, 0).astype(np.int32),
+        valid=np.array(rows) >= 0,
+    )
+    return batch, [random_outputs(10 + row, 20, 3, (16, 24)) for row in rows]
+
+
+def through(rows: list[int], split: NamedSharding | None = None) -> list:
+    batch, values = batch_of(rows)
+    outputs = outputs_of(*(np.stack(arrays) for arrays in zip(*values, strict=True)))
+    if split is not None:
+        outputs = jax.device_put(outputs, split)
+    processor = Postprocessor(catalog_of(*IS_THING), Config())
+    pending = processor.begin(outputs, batch)
+    return [(one, processor.finish(one)) for one in pending]
+
+
+def same(one, other) -> bool:
+    return (
+        np.array_equal(one.instances.bits, other.instances.bits)
+        and np.array_equal(one.panoptic.ids, other.panoptic.ids)
+        and np.array_equal(one.semantic, other.semantic)
+    )
+
+
+def test_an_image_has_the_same_results_at_any_place_of_a_batch_and_filler_has_none():
+    alone = {row: through([row])[0][1] for row in (0, 1)}
+    assert not same(alone[0], alone[1])
+    for rows in ([0, 1], [1, -1, 0]):
+        together = through(rows)
+        assert [pending.record for pending, _ in together] == [row for row in rows if row >= 0]
+        assert all(same(segments, alone[pending.record]) for pending, segments in together)
+    assert alone[0].semantic.shape == (40, 90)
+    assert alone[1].panoptic.ids.shape == alone[1].instances.masks.shape[1:] == (50, 90)
+
+
+def test_each_image_is_finished_on_the_device_that_holds_it():
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    rows = [0, 1, 1, 0]
+    spread = through(rows, NamedSharding(mesh, P("data")))
+    devices = [pending.found["semantic"].devices() for pending, _ in spread]
+    assert devices == [{device} for device in np.repeat(jax.devices()[:2], 2)]
+    assert [pending.record for pending, _ in spread] == rows
+    for (_, one), (_, other) in zip(spread, through(rows), strict=True):
+        assert same(one, other)
+
+
+def test_extents_of_the_batch_replace_the_canvas():
+    batch, values = batch_of([0], sizes=(30, 40))
+    outputs = outputs_of(*(np.stack(arrays) for arrays in zip(*values, strict=True)))
+    processor = Postprocessor(catalog_of(*IS_THING), Config())
+    frames = [
+        processor.begin(outputs, EvalBatch(**vars(batch) | {"extents": extents}))[0].frame
+        for extents in (None, np.array([[32, 64]]))
+    ]
+    assert frames == [Frame((30, 40), (40, 90), (64, 96)), Frame((30, 40), (40, 90), (32, 64))]
 
 
 # --- by hand ---------------------------------------------------------------------------------------------------------
@@ -186,126 +282,101 @@ def logits_of(*classes: int | None, of: int = 3) -> np.ndarray:
     return rows
 
 
-IS_THING = np.array([True, True, False])
-THRESHOLDS = {"object_threshold": 0.25, "overlap_threshold": 0.8, "temperature": 0.06}
+def panoptic_of(logits: np.ndarray, masks: np.ndarray):
+    return segments_of(logits, masks, same_size(*masks.shape[1:]), IS_THING, tasks=("panoptic",)).panoptic
 
 
-def test_box_of_a_padded_image_is_scaled_by_canvas_over_size_and_not_clipped():
-    found = instances(
-        logits_of(0),
-        np.array([[0.5, 0.5, 1.0, 0.5]]),
-        np.full((1, 8, 8), SURE),
-        Frame(size=(16, 24), original_size=(32, 48), canvas=(32, 32)),
-        top=1,
-    )
+def instances_of(logits, masks, frame, top: int, tasks: tuple[str, ...] = ("instance",), boxes=None):
+    is_thing = IS_THING[: np.shape(logits)[1]]
+    return segments_of(
+        logits, masks, frame, is_thing, boxes=boxes, tasks=tasks, detections_per_image=top
+    ).instances  # fmt: skip
+
+
+def thing(number: int, label: int, area: int) -> PanopticSegment:
+    return PanopticSegment(id=number, label=label, is_thing=True, score=1.0, area=area)
+
+
+def test_box_of_a_padded_image_is_scaled_by_extent_over_size_and_not_clipped():
+    frame = Frame(size=(16, 24), original_size=(32, 48), extent=(32, 32))
+    found = instances_of(logits_of(0), np.full((1, 8, 8), SURE), frame, 1, boxes=[[0.5, 0.5, 1.0, 0.5]])
     # On the canvas the box is x 0..32, y 8..24; the image was shrunk by two, so the file sees x 0..64 of its 48 pixels.
     np.testing.assert_allclose(found.boxes, [[0, 16, 64, 48]], atol=1e-4)
 
 
 def test_score_is_class_probability_times_mean_probability_inside_the_mask():
     mask = np.array([[[np.log(3), -5.0], [np.log(9), -5.0]]], np.float32)  # probabilities 3/4 and 9/10 inside
-    found = instances(np.array([[0.0]]), np.zeros((1, 4)), mask, same_size(2, 2), top=1)
+    found = instances_of([[0.0]], mask, same_size(2, 2), 1)
     np.testing.assert_allclose(found.scores, [0.5 * (0.75 + 0.9) / 2], rtol=1e-5)
     np.testing.assert_array_equal(found.masks, [[[True, False], [True, False]]])
 
 
 def test_a_query_may_be_two_instances_and_an_empty_mask_scores_zero():
     logits = np.array([[2.0, 1.0], [3.0, -9.0]], np.float32)
-    masks = np.stack([np.full((2, 2), SURE), np.full((2, 2), NEVER)])
-    found = instances(logits, np.zeros((2, 4)), masks, same_size(2, 2), top=3)
+    found = instances_of(logits, np.stack([np.full((2, 2), SURE), np.full((2, 2), NEVER)]), same_size(2, 2), 3)
     assert found.queries.tolist() == [0, 0, 1]
     assert found.labels.tolist() == [0, 1, 0]
     assert found.scores[2] == 0
-    assert not found.masks[2].any()
+    assert found.areas.tolist() == [4, 4, 0]
 
 
 def test_stuff_counts_among_the_best_before_it_is_dropped():
-    logits = np.array([[1.0, 0.5, 3.0]], np.float32)
-    arguments = (logits, np.zeros((1, 4)), np.full((1, 2, 2), SURE), same_size(2, 2))
-    assert instances(*arguments, top=2, is_thing=IS_THING).labels.tolist() == [0]
-    assert instances(*arguments, top=1, is_thing=IS_THING).masks.shape == (0, 2, 2)
-
-
-def test_above_keeps_instances_from_a_score_on():
-    found = instances(
-        np.array([[2.0], [0.0]]), np.zeros((2, 4)), np.full((2, 2, 2), SURE), same_size(2, 2), top=2
-    ).above(0.6)
-    assert found.queries.tolist() == [0]
-    assert found.masks.shape == (1, 2, 2)
+    arguments = np.array([[1.0, 0.5, 3.0]]), np.full((1, 2, 2), SURE), same_size(2, 2)
+    assert instances_of(*arguments, 2, ("instance", "panoptic")).labels.tolist() == [0]
+    assert instances_of(*arguments, 1, ("instance", "panoptic")).masks.shape == (0, 2, 2)
+    assert instances_of(*arguments, 1).labels.tolist() == [2], "without the panoptic task every class is an instance"
 
 
 def test_segments_of_one_stuff_class_are_merged_and_things_are_not():
     masks = np.stack(halves())
-    stuff = panoptic(logits_of(2, 2), masks, same_size(4, 4), IS_THING, **THRESHOLDS)
-    assert stuff.segments == (Segment(1, 2, False, 1.0, 16),)
+    stuff = panoptic_of(logits_of(2, 2), masks)
+    assert stuff.segments == (PanopticSegment(id=1, label=2, is_thing=False, score=1.0, area=16),)
     np.testing.assert_array_equal(stuff.ids, 1)
-    things = panoptic(logits_of(1, 1), masks, same_size(4, 4), IS_THING, **THRESHOLDS)
-    assert things.segments == (Segment(1, 1, True, 1.0, 8), Segment(2, 1, True, 1.0, 8))
+    things = panoptic_of(logits_of(1, 1), masks)
+    assert things.segments == (thing(1, 1, 8), thing(2, 1, 8))
     np.testing.assert_array_equal(things.ids, [[1, 1, 2, 2]] * 4)
 
 
 def test_a_query_that_wins_too_little_of_its_mask_leaves_its_pixels_unlabelled():
-    whole = np.full((4, 4), SURE - 18, np.float32)
-    found = panoptic(logits_of(0, 1), np.stack([halves()[0], whole]), same_size(4, 4), IS_THING, **THRESHOLDS)
+    found = panoptic_of(logits_of(0, 1), np.stack([halves()[0], np.full((4, 4), SURE - 18, np.float32)]))
     assert [segment.label for segment in found.segments] == [0]
     np.testing.assert_array_equal(found.ids, [[1, 1, 0, 0]] * 4)
 
 
 def test_of_two_equal_queries_the_first_owns_every_pixel():
-    found = panoptic(logits_of(0, 0), np.full((2, 4, 4), SURE), same_size(4, 4), IS_THING, **THRESHOLDS)
-    assert found.segments == (Segment(1, 0, True, 1.0, 16),)
+    masks = np.full((2, 4, 4), SURE)
+    assert panoptic_of(logits_of(0, 0), masks).segments == (thing(1, 0, 16),)
     slightly = logits_of(0, 1)
     slightly[0, 0], slightly[1, 1] = 3, 3  # equal, and not yet saturated
-    assert panoptic(slightly, np.full((2, 4, 4), SURE), same_size(4, 4), IS_THING, **THRESHOLDS).segments[0].label == 0
-
-
-def test_nothing_confident_gives_an_empty_map_of_the_original_size():
-    found = panoptic(
-        logits_of(None), np.full((1, 4, 4), SURE), Frame((16, 16), (5, 7), (16, 16)), IS_THING, **THRESHOLDS
-    )
-    assert found.segments == ()
-    np.testing.assert_array_equal(found.ids, np.zeros((5, 7)))
+    assert panoptic_of(slightly, masks).segments[0].label == 0
 
 
 def test_an_object_of_one_pixel_survives_every_task():
     masks = np.full((1, 4, 4), NEVER, np.float32)
     masks[0, 1, 2] = SURE
-    segments = postprocess(
-        Detections(logits=logits_of(0), boxes=np.zeros((1, 4)), masks=masks),
-        (4, 4), (4, 4), (4, 4), IS_THING, InferenceConfig(),
-    )  # fmt: skip
+    segments = segments_of(logits_of(0), masks, same_size(4, 4), IS_THING)
     assert np.argwhere(segments.instances.masks[0]).tolist() == [[1, 2]]
-    assert segments.panoptic.segments == (Segment(1, 0, True, 1.0, 1),)
+    assert segments.panoptic.segments == (thing(1, 0, 1),)
     assert segments.panoptic.ids[1, 2] == 1
     assert segments.semantic[1, 2] == 0
 
 
 def test_only_the_tasks_asked_for_are_computed():
-    detections = Detections(logits=logits_of(2), boxes=np.zeros((1, 4)), masks=np.full((1, 4, 4), SURE))
-    arguments = (detections, (16, 16), (9, 9), (16, 16), IS_THING)
-    alone = postprocess(*arguments, InferenceConfig(tasks=("instance",), detections_per_image=1))
-    assert alone.panoptic is None
-    assert alone.semantic is None
-    assert alone.instances.labels.tolist() == [2], "without the panoptic task every class is an instance"
-    beside = postprocess(*arguments, InferenceConfig(tasks=("instance", "panoptic"), detections_per_image=1))
-    assert beside.instances.labels.tolist() == []
-
-
-def test_results_do_not_depend_on_how_the_work_is_cut_into_chunks(monkeypatch):
-    rng = np.random.default_rng(3)
-    detections = Detections(
-        logits=rng.standard_normal((12, 3)), boxes=rng.random((12, 4)), masks=4 * rng.standard_normal((12, 16, 24))
-    )
-    run = lambda: postprocess(detections, (60, 90), (75, 101), (64, 96), IS_THING, InferenceConfig())
-    whole = run()
-    monkeypatch.setattr("maskdino_jax.inference.postprocess._CHUNK", 3 * 75 * 101)
-    parts = run()
-    np.testing.assert_array_equal(whole.instances.masks, parts.instances.masks)
-    np.testing.assert_array_equal(whole.panoptic.ids, parts.panoptic.ids)
-    np.testing.assert_array_equal(whole.semantic, parts.semantic)
+    segments = segments_of(logits_of(2), np.full((1, 4, 4), SURE), same_size(4, 4), IS_THING, tasks=("semantic",))
+    assert segments.instances is None
+    assert segments.panoptic is None
+    np.testing.assert_array_equal(segments.semantic, np.full((4, 4), 2))
 
 
 def test_a_catalog_of_another_size_than_the_logits_is_an_error():
-    detections = Detections(logits=logits_of(0), boxes=np.zeros((1, 4)), masks=np.zeros((1, 4, 4)))
-    with pytest.raises(ValueError, match="3 classes but the catalog has 2"):
-        postprocess(detections, (4, 4), (4, 4), (4, 4), IS_THING[:2], InferenceConfig())
+    batch, values = batch_of([0])
+    outputs = outputs_of(*(array[None] for array in values[0]))
+    with pytest.raises(ValueError, match=r"3 columns .* 2 classes"):
+        Postprocessor(catalog_of(True, True), Config()).begin(outputs, batch)
+    softmax = Config(model=ModelConfig(class_scores="softmax"), inference=InferenceConfig(tasks=("semantic",)))
+    assert len(Postprocessor(catalog_of(True, True), softmax).begin(outputs, batch)) == 1
+
+
+def test_a_model_with_a_no_object_column_cannot_be_asked_for_objects():
+    with pytest.raises(ValueError, match=r"Give \('semantic',\)"):
+        Postprocessor(catalog_of(True), Config(model=ModelConfig(class_scores="softmax")))

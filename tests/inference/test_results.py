@@ -8,7 +8,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from maskdino_jax.data.catalog import Catalog, Category
-from maskdino_jax.inference.results import Instances, Panoptic, Segment, Segments, encode
+from maskdino_jax.inference.results import Instances, Panoptic, PanopticSegment, Segments, encode
 
 CATALOG = Catalog(
     (
@@ -32,25 +32,82 @@ def test_ids_are_written_with_red_as_the_lowest_byte(tmp_path):
     assert written.tolist() == [[[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 2, 3]]]
 
 
-def test_json_has_the_ids_of_the_data_set_and_confident_instances_only():
-    masks = np.zeros((2, 4, 5), bool)
-    masks[:, 1, 2] = True
-    segments = Segments(
-        instances=Instances(
-            scores=np.array([0.75, 0.25], np.float32),
-            labels=np.zeros(2, np.int32),
-            boxes=np.array([[2, 1, 3, 2], [0, 0, 1, 1]], np.float32),
-            masks=masks,
-            queries=np.arange(2, dtype=np.int32),
-        ),
-        panoptic=Panoptic(np.ones((4, 5), np.int32), (Segment(1, 1, False, 0.5, 20),)),
+MASKS = np.zeros((2, 4, 11), bool)  # a row takes a byte and three bits
+MASKS[0, 1, 2] = True
+MASKS[1, 2:, 7:] = True
+
+
+def instances() -> Instances:
+    return Instances.from_masks(
+        MASKS,
+        scores=np.array([0.75, 0.25], np.float32),
+        labels=np.zeros(2, np.int32),
+        boxes=np.array([[2, 1, 3, 2], [-4, 0, 1.5, 1]], np.float32),
+        queries=np.array([8, 5], np.int32),
     )
-    content = json.loads(json.dumps(segments.to_dict("a.png", CATALOG, 0.5)))
+
+
+def panoptic() -> Panoptic:
+    ids = np.zeros((4, 11), np.int32)
+    ids[1:3, 4:9], ids[3] = 2, 1
+    sky = PanopticSegment(id=1, label=1, is_thing=False, score=0.5, area=11)
+    return Panoptic(ids, (sky, PanopticSegment(id=2, label=0, is_thing=True, score=0.25, area=10)))
+
+
+def test_masks_come_back_from_their_bits():
+    found = instances()
+    assert found.bits.shape == (2, 4, 2)
+    np.testing.assert_array_equal(found.masks, MASKS)
+    np.testing.assert_array_equal(found.mask(1), MASKS[1])
+    assert found.masks.dtype == bool
+    assert found.areas.tolist() == [1, 8]
+
+
+def test_above_keeps_instances_from_a_score_on():
+    found = instances().above(0.5)
+    assert (len(found), found.queries.tolist(), found.width) == (1, [8], 11)
+    np.testing.assert_array_equal(found.masks, MASKS[:1])
+
+
+def test_segments_of_instances_have_the_predicted_boxes_and_the_ids_of_the_data_set():
+    first, second = Segments(catalog=CATALOG, instances=instances(), panoptic=panoptic()).segments
+    assert (first.class_id, first.label, first.name, first.is_thing) == (17, 0, "cat", True)
+    assert (first.score, first.box, first.area) == (0.75, (2, 1, 3, 2), 1)
+    assert (second.box, second.area) == ((-4, 0, 1.5, 1), 8)
+    np.testing.assert_array_equal(second.mask, MASKS[1])
+
+
+def test_segments_of_a_panoptic_map_have_the_box_of_their_mask():
+    sky, cat = Segments(catalog=CATALOG, panoptic=panoptic(), semantic=np.zeros((4, 11), np.int32)).segments
+    assert (sky.class_id, sky.name, sky.is_thing, sky.score, sky.area) == (90, "sky", False, 0.5, 11)
+    assert sky.box == (0, 3, 11, 4)
+    assert (cat.box, cat.area, int(cat.mask.sum())) == ((4, 1, 9, 3), 10, 10)
+    assert cat.mask[1, 4]
+    assert not cat.mask[1, 9]
+
+
+def test_segments_of_a_semantic_map_are_the_classes_that_occur():
+    labels = np.ones((4, 11), np.int32)
+    (sky,) = Segments(catalog=CATALOG, semantic=labels).segments
+    assert (sky.label, sky.score, sky.box, sky.area) == (1, 1, (0, 0, 11, 4), 44)
+    labels[2, 3:5] = 0
+    cat, sky = Segments(catalog=CATALOG, semantic=labels).segments
+    assert (cat.name, cat.box, cat.area, sky.area) == ("cat", (3, 2, 5, 3), 2, 42)
+    np.testing.assert_array_equal(cat.mask, labels == 0)
+    assert Segments(catalog=CATALOG).segments == ()
+
+
+def test_json_has_the_ids_of_the_data_set_and_confident_instances_only():
+    segments = Segments(catalog=CATALOG, instances=instances(), panoptic=panoptic())
+    content = json.loads(json.dumps(segments.to_dict("a.png", 0.5)))
     run_lengths = content["instances"][0].pop("segmentation")
     assert content == {
         "file_name": "a.png",
         "instances": [{"category_id": 17, "score": 0.75, "bbox": [2, 1, 1, 1]}],
-        "segments_info": [{"id": 1, "category_id": 90, "isthing": 0, "area": 20, "score": 0.5}],
+        "segments_info": [
+            {"id": 1, "category_id": 90, "isthing": 0, "area": 11, "score": 0.5},
+            {"id": 2, "category_id": 17, "isthing": 1, "area": 10, "score": 0.25},
+        ],
     }
     assert coco_mask.area(run_lengths) == 1
-    assert Segments().to_dict("b.png", CATALOG, 0.5) == {"file_name": "b.png"}
+    assert Segments(catalog=CATALOG).to_dict("b.png", 0.5) == {"file_name": "b.png"}

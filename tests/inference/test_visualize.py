@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from maskdino_jax.data.catalog import Catalog, Category
-from maskdino_jax.inference.results import Instances, Panoptic, Segment, Segments
+from maskdino_jax.inference.results import Instances, Panoptic, PanopticSegment, Segments
 from maskdino_jax.inference.visualize import draw
 
 CATALOG = Catalog(
@@ -21,7 +21,7 @@ def rectangles(*boxes: tuple[int, int, int, int], scores=None, shape=(600, 800))
     for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
         mask[top:bottom, left:right] = True
     scores = np.full(len(boxes), 0.9) if scores is None else np.array(scores)
-    return Instances(
+    return Instances.from_masks(
         scores=scores.astype(np.float32),
         labels=np.zeros(len(boxes), np.int32),
         boxes=np.array(boxes, np.float32).reshape(-1, 4),
@@ -30,8 +30,12 @@ def rectangles(*boxes: tuple[int, int, int, int], scores=None, shape=(600, 800))
     )
 
 
+def region(number: int, label: int, is_thing: bool) -> PanopticSegment:
+    return PanopticSegment(id=number, label=label, is_thing=is_thing, score=0.9, area=1)
+
+
 def picture_of(**segments) -> np.ndarray:
-    return draw(GREY, Segments(**segments), CATALOG, score_threshold=0.5)
+    return draw(GREY, Segments(catalog=CATALOG, **segments), score_threshold=0.5)
 
 
 def changed(picture: np.ndarray) -> np.ndarray:
@@ -81,9 +85,9 @@ def test_names_do_not_cover_each_other():
     """Two objects in the same place have two labels; each is as large as one alone."""
     label = lambda picture: np.sum((picture == (220, 20, 60)).all(axis=-1))
     one = rectangles((300, 300, 500, 400))
-    one.masks[:] = False
+    one.bits[:] = 0
     two = rectangles((300, 300, 500, 400), (300, 300, 500, 400))
-    two.masks[:] = False
+    two.bits[:] = 0
     alone, together = label(picture_of(instances=one)), label(picture_of(instances=two))
     outline = 2 * (200 + 100)
     assert together - outline >= 1.8 * (alone - outline)
@@ -92,7 +96,7 @@ def test_names_do_not_cover_each_other():
 def test_the_panoptic_map_gives_regions_and_its_instances_take_their_colours():
     ids = np.ones((600, 800), np.int32)
     ids[200:400, 100:300], ids[200:400, 500:700] = 2, 3
-    panoptic = Panoptic(ids, (Segment(1, 1, False, 0.9, 1), Segment(2, 0, True, 0.9, 1), Segment(3, 0, True, 0.9, 1)))
+    panoptic = Panoptic(ids, (region(1, 1, False), region(2, 0, True), region(3, 0, True)))
     alone = picture_of(panoptic=panoptic)
     np.testing.assert_allclose(alone[500, 30], [70, 70, 0.7 * 100 + 0.3 * 250], atol=1)
     np.testing.assert_allclose(alone[330, 200], [160, 60, 80], atol=1)
@@ -114,9 +118,8 @@ def test_a_semantic_map_alone_is_tinted_and_named():
 
 def test_a_small_image_is_enlarged_until_names_can_be_read():
     image = np.full((64, 128, 3), 100, np.uint8)
-    picture = draw(
-        image, Segments(instances=rectangles((20, 20, 90, 60), shape=(64, 128))), CATALOG, score_threshold=0.5
-    )
+    segments = Segments(catalog=CATALOG, instances=rectangles((20, 20, 90, 60), shape=(64, 128)))
+    picture = draw(image, segments, score_threshold=0.5)
     assert picture.shape == (512, 1024, 3)
     np.testing.assert_allclose(picture[400, 500], [160, 60, 80], atol=1)
     assert not changed(picture)[490:].any()

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from maskdino_jax.structures import DenoisingPlan, Outputs, Predictions, Targets
+from maskdino_jax.structures import DenoisingPlan, Predictions, Targets, TrainOutputs
 
 CLASSES, CHANNELS, HEIGHT, WIDTH = 6, 4, 16, 24  # masks; features have a quarter of each side
 
@@ -37,10 +37,12 @@ def make_predictions(sets: int, b: int, q: int, seed: int) -> Predictions:
     )
 
 
-def make_outputs(b: int = 2, q: int = 7, layers: int = 1, plan: DenoisingPlan | None = None, seed: int = 1) -> Outputs:
+def make_outputs(
+    b: int = 2, q: int = 7, layers: int = 1, plan: DenoisingPlan | None = None, seed: int = 1
+) -> TrainOutputs:
     features = np.random.default_rng(seed).standard_normal((b, HEIGHT // 4, WIDTH // 4, CHANNELS))
     slots = 0 if plan is None else plan.target.shape[0]
-    return Outputs(
+    return TrainOutputs(
         matching=make_predictions(layers + 2, b, q, seed + 1),
         denoising=None if plan is None else make_predictions(layers + 1, b, slots, seed + 2),
         plan=plan,

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from maskdino_jax.config import LossConfig, TermsConfig
+from maskdino_jax.config import DenoisingConfig, LossConfig, ModelConfig, TermsConfig
 from maskdino_jax.losses import functional
 from maskdino_jax.losses.criterion import criterion, match_all, weighted_terms
 from maskdino_jax.ops.points import sample_masks, uncertain_points
-from maskdino_jax.structures import DenoisingPlan, Outputs, Targets
+from maskdino_jax.structures import DenoisingPlan, Targets, TrainOutputs
 from tests.losses.scenes import CLASSES, make_outputs, make_targets
 
 LOSS = LossConfig(
@@ -21,6 +21,10 @@ LOSS = LossConfig(
 )
 KINDS = ("loss_ce", "loss_mask", "loss_dice", "loss_bbox", "loss_giou")
 N = 4  # rows of targets, mostly with filler; the same in most tests, so that the loss is compiled once
+
+
+def _model(mode: str) -> ModelConfig:
+    return ModelConfig(denoising=DenoisingConfig(mode=mode))
 
 
 def _plan(target, known, active, groups) -> DenoisingPlan:
@@ -50,14 +54,14 @@ def same_points(use: str, index: jax.Array, shape: tuple[int, ...]) -> jax.Array
     return jnp.broadcast_to(jax.random.uniform(key, shape[-2:]), shape)
 
 
-def _terms(outputs: Outputs, targets: Targets, mode: str = "masks") -> dict:
+def _terms(outputs: TrainOutputs, targets: Targets, mode: str = "masks") -> dict:
     number = jnp.maximum(targets.valid.sum(), 1).astype(jnp.float32)
-    return weighted_terms(outputs, targets, same_points, LOSS, mode, num_objects=number)
+    return weighted_terms(outputs, targets, same_points, LOSS, _model(mode), num_objects=number)
 
 
 @jax.jit
-def _terms_and_gradient(outputs: Outputs, targets: Targets) -> tuple[dict, Outputs]:
-    def scalar(floats: Outputs) -> tuple:
+def _terms_and_gradient(outputs: TrainOutputs, targets: Targets) -> tuple[dict, TrainOutputs]:
+    def scalar(floats: TrainOutputs) -> tuple:
         terms = _terms(dataclasses.replace(floats, plan=outputs.plan), targets)
         return sum(terms.values()), terms
 
@@ -70,7 +74,7 @@ def _assert_close(mine, theirs) -> None:
         np.testing.assert_allclose(ours, others, rtol=2e-5, atol=2e-5 * np.abs(others).max())
 
 
-def _matched_and_known(outputs: Outputs, targets: Targets) -> tuple[list, list]:
+def _matched_and_known(outputs: TrainOutputs, targets: Targets) -> tuple[list, list]:
     """(image, query, target) of every pair, for each matching set and for every denoising set."""
     matches = jax.jit(partial(match_all, draw=same_points, loss=LOSS))(outputs.matching, targets, outputs.mask_features)
     matches = jax.tree.map(np.asarray, matches)
@@ -83,7 +87,7 @@ def _matched_and_known(outputs: Outputs, targets: Targets) -> tuple[list, list]:
     return matched, [known] * outputs.denoising.logits.shape[0]
 
 
-def _loop(outputs: Outputs, targets: Targets, sets: list, group: str, counted: list) -> list[dict]:
+def _loop(outputs: TrainOutputs, targets: Targets, sets: list, group: str, counted: list) -> list[dict]:
     """Sets one by one, pairs each on its own; masks unpacked, full mask logits of one query at a time."""
     predictions = outputs.denoising if group else outputs.matching
     masks = jnp.unpackbits(targets.masks, axis=-1).astype(jnp.float32)
@@ -120,7 +124,7 @@ def test_terms_and_gradients_equal_a_plain_loop_over_objects(outputs):
 
     @jax.jit
     @partial(jax.grad, has_aux=True)
-    def naive(floats: Outputs) -> tuple:
+    def naive(floats: TrainOutputs) -> tuple:
         first = _loop(floats, targets, matched, "", [1] * 7)
         second = _loop(floats, targets, known, "denoising_", [1, 1, 1, 1, 0])
         w = dict(zip(KINDS, (2, 3, 4, 5, 6), strict=True))
@@ -209,7 +213,7 @@ def test_losses_of_bfloat16_outputs_are_computed_in_float32(outputs):
 
 def test_nine_layers_give_the_105_official_terms():
     outputs = make_outputs(layers=9, q=3, plan=_plan([0], [[True], [True]], [True], 1))
-    run = lambda x, y: criterion(x, y, jax.random.key(0), LOSS, "masks", num_objects=jnp.float32(2))
+    run = lambda x, y: criterion(x, y, jax.random.key(0), LOSS, _model("masks"), num_objects=jnp.float32(2))
     total, terms = jax.eval_shape(run, outputs, make_targets([1, 1], n=1))
     suffixes = ["", "_interm", "_dn", *(f"_{i}" for i in range(9)), *(f"_dn_{i}" for i in range(9))]
     assert set(terms) == {kind + suffix for kind in KINDS for suffix in suffixes}
@@ -222,7 +226,7 @@ def test_points_are_drawn_anew_for_every_set_and_repeated_for_the_same_key(outpu
     outputs = dataclasses.replace(outputs, matching=same, denoising=None, plan=None)
     # Costs without masks: other points do not mean another assignment.
     loss = dataclasses.replace(LOSS, costs=TermsConfig(mask=0.0, dice=0.0))
-    run = jax.jit(lambda key: criterion(outputs, targets, key, loss, "none", num_objects=number))
+    run = jax.jit(lambda key: criterion(outputs, targets, key, loss, _model("none"), num_objects=number))
     (total, first), (_, again), (_, other) = (jax.tree.map(float, run(jax.random.key(i))) for i in (0, 0, 1))
     assert total == pytest.approx(sum(first.values()))
     assert first == again
@@ -240,13 +244,15 @@ def test_four_devices_give_the_loss_and_gradient_of_one():
     def run(mesh, outputs, targets):
         def scalar(floats):
             own = dataclasses.replace(floats, plan=outputs.plan)
-            return criterion(own, targets, jax.random.key(3), LOSS, "masks", num_objects=jnp.float32(5), mesh=mesh)
+            return criterion(
+                own, targets, jax.random.key(3), LOSS, _model("masks"), num_objects=jnp.float32(5), mesh=mesh
+            )
 
         return jax.value_and_grad(scalar, has_aux=True)(dataclasses.replace(outputs, plan=None))
 
     one = jax.tree.map(np.asarray, jax.jit(partial(run, None))(outputs, targets))
     put = lambda tree, spec: jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec))), tree)
-    spread = Outputs(
+    spread = TrainOutputs(
         matching=put(outputs.matching, (None, "data")),
         denoising=put(outputs.denoising, (None, "data")),
         plan=put(outputs.plan, ()),

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskdino_jax.config import LossConfig, TermsConfig
+from maskdino_jax.config import DenoisingConfig, LossConfig, ModelConfig, TermsConfig
 from maskdino_jax.losses.criterion import criterion
 from maskdino_jax.losses.matcher import match
 from maskdino_jax.model import denoising
-from maskdino_jax.structures import Outputs, Predictions, Targets
+from maskdino_jax.structures import Predictions, Targets, TrainOutputs
 
 pytestmark = pytest.mark.shared
 
@@ -84,11 +84,12 @@ def test_box_terms_of_all_sets_and_class_terms_of_denoising_match_the_record(ste
         assert len(set(step[f"target/labels{b}"])) == len(step[f"target/labels{b}"])  # else the logits are ambiguous
     plan = denoising.plan(targets.valid, SLOTS)
     assert int(plan.num_groups) == step["dn/scalar"]
-    outputs = Outputs(
+    outputs = TrainOutputs(
         matching=_matching(step), denoising=_denoising(step), plan=plan, mask_features=jnp.zeros((2, 4, 4, 2))
     )
     loss = dataclasses.replace(LossConfig(), num_points=8, costs=CLASSES_ONLY)
-    run = jax.jit(lambda x, y: criterion(x, y, jax.random.key(0), loss, "boxes", num_objects=jnp.float32(8))[1])
+    model = ModelConfig(denoising=DenoisingConfig(mode="boxes"))
+    run = jax.jit(lambda x, y: criterion(x, y, jax.random.key(0), loss, model, num_objects=jnp.float32(8))[1])
     terms = run(outputs, targets)
     official = dict(zip(step["loss/names"].tolist(), step["loss/weighted"].tolist(), strict=True))
     compared = [name for name in terms if name.startswith(("loss_bbox", "loss_giou", "loss_ce_dn"))]

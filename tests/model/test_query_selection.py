@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from maskdino_jax.model.heads import PredictionHeads, mask_logits
+from maskdino_jax.model.levels import Levels
 from maskdino_jax.model.query_selection import QuerySelection, proposals
 from maskdino_jax.ops.boxes import logit, masks_to_boxes
 
@@ -17,7 +18,7 @@ from maskdino_jax.ops.boxes import logit, masks_to_boxes
 def test_proposals_equal_the_recording(golden: Path, case: str) -> None:
     recorded = np.load(golden / "unit/position.npz")
     sizes = tuple(tuple(row) for row in recorded[f"proposals_{case}/shapes"].tolist())
-    before, valid = proposals(sizes)
+    before, valid = (values[0] for values in proposals(Levels(sizes)))
     expected = recorded[f"proposals_{case}/output_proposals"][0]
     np.testing.assert_array_equal(np.isinf(before), np.isinf(expected))
     inside = ~np.isinf(expected)
@@ -26,12 +27,12 @@ def test_proposals_equal_the_recording(golden: Path, case: str) -> None:
 
 
 def _select(box_init: str, num_queries: int = 4):
-    sizes = ((2, 2), (4, 4))
+    levels = Levels(((2, 2), (4, 4)))
     selection = QuerySelection(32, num_queries, box_init, dtype=jnp.float32, rngs=nnx.Rngs(0))
     heads = PredictionHeads(32, 3, rngs=nnx.Rngs(1))
     memory = jax.random.normal(jax.random.key(0), (2, 20, 32))
     features = jax.random.normal(jax.random.key(1), (2, 8, 8, 32))
-    return selection(memory, sizes, features, heads), features
+    return selection(memory, levels, features, heads), features
 
 
 def test_queries_come_best_first() -> None:

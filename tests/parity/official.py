@@ -1,72 +1,31 @@
-"""Recorded runs of the official implementation: its weights by name, and where they sit in our tree."""
+"""Recorded runs of the official implementation: the models, and the weights they were recorded with."""
 
+import dataclasses
+import gzip
+import importlib.util
+import json
 import re
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from maskdino_jax.model import ModelSpec
+from maskdino_jax.checkpoints import torch_import
+from maskdino_jax.config import Config
 
-# Our path -> official name. Leaves are renamed by `_LEAVES`; queries, keys and values are slices of one tensor.
-_RULES = [
-    (r"backbone/stem/(conv|norm)", lambda m: "backbone.stem.conv1" + (".norm" if m[1] == "norm" else "")),
-    (
-        r"backbone/(res\d)/(\d+)/(conv\d|shortcut)/(conv|norm)",
-        lambda m: f"backbone.{m[1]}.{m[2]}.{m[3]}" + (".norm" if m[4] == "norm" else ""),
-    ),
-    (
-        r"pixel_decoder/input_proj/(\d)/(conv|norm)",
-        lambda m: f"sem_seg_head.pixel_decoder.input_proj.{m[1]}.{int(m[2] == 'norm')}",
-    ),
-    (r"pixel_decoder/level_embed", lambda m: "sem_seg_head.pixel_decoder.transformer.level_embed"),
-    (
-        r"pixel_decoder/layers/(\d)/(?:ffn/)?(.*)",
-        lambda m: f"sem_seg_head.pixel_decoder.transformer.encoder.layers.{m[1]}.{m[2].replace('/', '.')}",
-    ),
-    (
-        r"pixel_decoder/(lateral|smooth)/(conv|norm)",
-        lambda m: (
-            "sem_seg_head.pixel_decoder."
-            + {"lateral": "adapter_1", "smooth": "layer_1"}[m[1]]
-            + (".norm" if m[2] == "norm" else "")
-        ),
-    ),
-    (r"pixel_decoder/mask_features", lambda m: "sem_seg_head.pixel_decoder.mask_features"),
-    (r"query_selection/(.*)", lambda m: f"sem_seg_head.predictor.{m[1]}"),
-    (r"decoder/ref_point_head/layers/(\d)", lambda m: f"sem_seg_head.predictor.decoder.ref_point_head.layers.{m[1]}"),
-    (
-        r"decoder/layers/(\d)/self_attn/out",
-        lambda m: f"sem_seg_head.predictor.decoder.layers.{m[1]}.self_attn.out_proj",
-    ),
-    (
-        r"decoder/layers/(\d)/(self|cross|ffn)_norm",
-        lambda m: (
-            f"sem_seg_head.predictor.decoder.layers.{m[1]}." + {"cross": "norm1", "self": "norm2", "ffn": "norm3"}[m[2]]
-        ),
-    ),
-    (
-        r"decoder/layers/(\d)/(?:ffn/)?(cross_attn/.*|linear\d)",
-        lambda m: f"sem_seg_head.predictor.decoder.layers.{m[1]}.{m[2].replace('/', '.')}",
-    ),
-    (r"heads/norm", lambda m: "sem_seg_head.predictor.decoder_norm"),
-    (r"heads/class_embed", lambda m: "sem_seg_head.predictor.class_embed"),
-    (
-        r"heads/(box|mask)_embed/layers/(\d)",
-        lambda m: f"sem_seg_head.predictor.{'_bbox' if m[1] == 'box' else 'mask'}_embed.layers.{m[2]}",
-    ),
-    (r"label_enc", lambda m: "sem_seg_head.predictor.label_enc"),
-]
-_LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "embedding": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
+_ROOT = Path(__file__).parents[2]
+# Recording -> config file and variant, file of names and shapes in tests/golden/names, number of classes.
+_MODELS = {
+    "instance_r50": ("coco_instance", "r50", "instance_r50", 80),
+    "panoptic_r50": ("coco_panoptic", "r50", "instance_r50", 133),
+    "semantic_r50": ("ade20k_semantic", "r50", "semantic_r50", 150),
+    "instance_swint": ("coco_instance", "swin_t", "panoptic_swint", 80),
+    "panoptic_swint": ("coco_panoptic", "swin_t", "panoptic_swint", 133),
+    "panoptic_swinl": ("coco_panoptic", "swin_l", "panoptic_swinl", 133),
 }
+
 _GAINS = [
     ("attention_weights.weight", 1.0),
     ("class_embed.weight", 2.0),
@@ -79,11 +38,14 @@ _GAINS = [
     (".shortcut.weight", 1.4),
 ]
 _BIASES = [("class_embed.bias", -7.5), ("mask_features.bias", 0.25), ("mask_embed.layers.2.bias", -0.06)]
+_STANDARD_NORMAL = ("label_enc.weight", "level_embed", "query_feat.weight", "query_embed.weight")
+_CONSTANT = ("relative_position_index", "criterion.empty_weight")
 
 
 def canonical(name: str) -> str:
-    """One name for the box head, which the official state dict holds nineteen times."""
-    return re.sub(r"predictor\.(decoder\.)?bbox_embed\.\d+\.", "predictor._bbox_embed.", name)
+    """One name for the box head and the last norm, which the official state dict holds nineteen times and twice."""
+    name = re.sub(r"predictor\.(decoder\.)?bbox_embed\.\d+\.", "predictor._bbox_embed.", name)
+    return name.replace("predictor.decoder.norm.", "predictor.decoder_norm.")
 
 
 def recorded_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -95,8 +57,10 @@ def recorded_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
         weight = 0.02 * z
     elif len(shape) == 1 and name.endswith(".weight"):
         weight = 1 + 0.1 * z
-    elif name.endswith(("label_enc.weight", "level_embed")):
+    elif name.endswith(_STANDARD_NORMAL):
         weight = z
+    elif name.endswith("relative_position_bias_table"):
+        weight = 0.5 * z
     elif name.endswith("sampling_offsets.bias"):
         weight = 2.0 * z
     elif len(shape) == 1:
@@ -109,46 +73,68 @@ def recorded_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return weight.astype(np.float32)
 
 
-def official_name(path: str) -> tuple[str, slice | None]:
-    """Official name of one of our parameters, and the part of its first axis where it holds several of ours."""
-    packed = re.fullmatch(r"decoder/layers/(\d)/self_attn/(query|key|value)/(kernel|bias)", path)
-    if packed:
-        third = ("query", "key", "value").index(packed[2])
-        leaf = "in_proj_weight" if packed[3] == "kernel" else "in_proj_bias"
-        name = f"sem_seg_head.predictor.decoder.layers.{packed[1]}.self_attn.{leaf}"
-        return name, slice(256 * third, 256 * (third + 1))
-    module, _, leaf = path.rpartition("/")
-    if path == "pixel_decoder/level_embed":
-        module, leaf = path, ""
-    for pattern, rename in _RULES:
-        found = re.fullmatch(pattern, module)
-        if found:
-            return rename(found) + (f".{_LEAVES[leaf]}" if leaf else ""), None
-    raise KeyError(path)
+def recorded_state_dict(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The official state dict of a recording, without the constants; `shapes`: official name -> shape."""
+    found: dict[str, np.ndarray] = {}
+    for name, shape in shapes.items():
+        first = canonical(name)
+        if not name.endswith(_CONSTANT):
+            found[name] = found[first] if first in found else recorded_weight(first, tuple(shape))
+            found.setdefault(first, found[name])
+    return found
 
 
-def to_official(path: str, value: np.ndarray) -> np.ndarray:
-    """Our array in the official layout: linear (out, in), convolution (out, in, height, width)."""
-    if path.endswith("kernel"):
-        return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
-    return value
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """Two images of different sizes through one official model, all with the weights of `recorded_weight`."""
 
+    name: str
+    arrays: dict[str, np.ndarray]
 
-def _from_official(path: str, value: np.ndarray) -> np.ndarray:
-    if path.endswith("kernel"):
-        return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
-    return value
+    @classmethod
+    def load(cls, name: str, files: list[Path]) -> "Recording":
+        return cls(name, {key: array for file in files for key, array in np.load(file).items()})
 
+    def config(self) -> Config:
+        """The shipped config of the model."""
+        file, variant, *_ = _MODELS[self.name]
+        module_spec = importlib.util.spec_from_file_location(file, _ROOT / f"configs/{file}.py")
+        module = importlib.util.module_from_spec(module_spec)
+        module_spec.loader.exec_module(module)
+        return module.get_config(variant)
 
-def recorded_variables(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Our variables filled with the recorded weights; `shapes`: official name -> shape."""
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Official name -> shape."""
+        *_, file, num_classes = _MODELS[self.name]
+        entries = json.loads(gzip.decompress((_ROOT / f"tests/golden/names/{file}.json.gz").read_bytes()))["entries"]
+        shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
+        for name in shapes:  # one list of names serves several models
+            if "predictor.label_enc" in name or ("predictor.class_embed" in name and file != "semantic_r50"):
+                shapes[name] = (num_classes, *shapes[name][1:])
+        return shapes
 
-    def fill(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        ours = jax.tree_util.keystr(path[1:], simple=True, separator="/")
-        name, part = official_name(ours)
-        weight = recorded_weight(name, shapes[name])
-        value = _from_official(ours, weight if part is None else weight[part])
-        assert value.shape == leaf.shape, (ours, name, value.shape, leaf.shape)
-        return np.ascontiguousarray(value)
+    def variables(self) -> tuple[dict[str, Any], int]:
+        """Our variables with the recorded weights, by way of the converter, and the number of classes."""
+        state_dict = recorded_state_dict(self.shapes())
+        return torch_import.variables_from_state_dict(state_dict, self.config().model)
 
-    return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(lambda: spec.init(0)))
+    def part(self, prefix: str) -> dict[str, np.ndarray]:
+        """The arrays whose names begin with `prefix`, which is cut off."""
+        return {key.removeprefix(prefix): array for key, array in self.arrays.items() if key.startswith(prefix)}
+
+    @property
+    def images(self) -> list[np.ndarray]:
+        return [self.arrays[f"input/image{i}"].transpose(1, 2, 0) for i in range(2)]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Height and width of the images."""
+        return np.array([image.shape[:2] for image in self.images], np.int32)
+
+    def canvas(self, beyond: int = 77) -> np.ndarray:
+        """The images on one canvas of multiples of 32; the value of the pixels `beyond` must not matter."""
+        height, width = -(-self.sizes.max(axis=0) // 32) * 32
+        canvas = np.full((2, height, width, 3), beyond, np.uint8)
+        for row, image in zip(canvas, self.images, strict=True):
+            row[: image.shape[0], : image.shape[1]] = image
+        return canvas

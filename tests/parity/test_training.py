@@ -1,63 +1,23 @@
-"""The whole model against recordings of the official implementation with the same random weights.
+"""One training step against recordings of the official implementation with the same weights and random draws.
 
 The tolerances come from the recordings themselves: float32 and float64 runs of the official code differ by up to
 1.4e-4 in the last logits (of scale 16) and by a relative 2e-4 in gradient norms.
 """
 
-import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskdino_jax.config import Config
+from maskdino_jax.checkpoints import names
+from maskdino_jax.checkpoints.torch_import import to_state_dict
 from maskdino_jax.losses.criterion import weighted_terms
 from maskdino_jax.model import ModelSpec, denoising
 from maskdino_jax.structures import Targets
 from maskdino_jax.train.optimizer import build_optimizer, decays, is_backbone
-from tests.parity.official import canonical, official_name, recorded_variables, to_official
-
-
-def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Largest difference in units of the largest value."""
-    assert ours.shape == theirs.shape
-    return float(np.abs(np.asarray(ours, np.float64) - theirs).max() / np.abs(theirs).max())
-
-
-@pytest.fixture(scope="module")
-def official(golden: Path) -> SimpleNamespace:
-    config = Config()
-    config.model.decoder.box_init = "mask2box"
-    config.loss.num_points, config.model.denoising.num_queries = 64, 12
-    shapes = json.loads((golden / "instance_r50/shapes.json").read_text())
-    spec = ModelSpec(config.model, num_classes=80)
-    variables = recorded_variables(spec, {name: tuple(shape) for name, shape in shapes.items()})
-    return SimpleNamespace(config=config, spec=spec, variables=variables, shapes=shapes)
-
-
-def test_every_official_tensor_has_one_place_in_our_tree(official: SimpleNamespace) -> None:
-    leaves = jax.tree_util.tree_leaves_with_path(official.variables)
-    names = {official_name(jax.tree_util.keystr(path[1:], simple=True, separator="/"))[0] for path, _ in leaves}
-    unused = {name for name in official.shapes if name not in names}
-    assert unused == {"criterion.empty_weight"}
-    assert sum(x.size for x in jax.tree.leaves(official.variables["params"])) == 52_058_004
-
-
-def test_predictions_of_two_images_on_one_canvas(official: SimpleNamespace, golden: Path) -> None:
-    recorded = np.load(golden / "instance_r50/eval_outputs.npz")
-    images = [recorded[f"input/image{i}"].transpose(1, 2, 0) for i in range(2)]
-    canvas = np.full((2, 192, 224, 3), 77, np.uint8)  # what lies beyond an image must not matter
-    for row, image in zip(canvas, images, strict=True):
-        row[: image.shape[0], : image.shape[1]] = image
-    sizes = np.array([image.shape[:2] for image in images], np.int32)
-    with jax.default_matmul_precision("highest"):
-        found = jax.jit(lambda v, x, s: official.spec.bind(v).detect(x, s))(official.variables, canvas, sizes)
-    assert relative_error(np.asarray(found.logits), recorded["out/logits9"]) < 3e-5
-    assert relative_error(np.asarray(found.boxes), recorded["out/boxes9"]) < 3e-5
-    assert relative_error(np.asarray(found.masks)[:, ::20], recorded["out/masks9"]) < 3e-5
+from tests.parity.official import Recording, canonical
 
 
 class _Recording:
@@ -130,28 +90,31 @@ class _Recording:
         return points
 
 
-def test_losses_gradients_and_one_optimizer_step(
-    official: SimpleNamespace, golden: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recording = _Recording(golden / "instance_r50/train_small.npz")
+def test_losses_gradients_and_one_optimizer_step(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = golden / "instance_r50/train_small.npz"
+    recording = _Recording(file)
+    official = Recording.load("instance_r50", [file])
+    config = official.config()
+    config.loss.num_points, config.model.denoising.num_queries = 64, 12
+    variables, num_classes = official.variables()
+    spec = ModelSpec(config.model, num_classes)
+    params, frozen = variables["params"], variables["frozen"]
     noise, points, targets = recording.noise(), recording.points(), jax.tree.map(jnp.asarray, recording.targets)
     images = jnp.asarray(recording.images)
     monkeypatch.setattr(
         denoising, "noised_queries", lambda plan, t, *_: denoising.apply_noise(plan, t, noise, noise_scale=0.4)
     )
     draw = lambda use, index, shape: jnp.asarray(points[use])[index]
-    spec, frozen = official.spec, official.variables["frozen"]
 
     def loss(params: dict) -> tuple[jax.Array, dict]:
         outputs = spec.bind({"params": params, "frozen": frozen}).outputs(images, targets, jax.random.key(0))
         count = jnp.float32(sum(recording.counts))
-        terms = weighted_terms(outputs, targets, draw, official.config.loss, "masks", num_objects=count)
+        terms = weighted_terms(outputs, targets, draw, config.loss, config.model, num_objects=count)
         return sum(terms.values()), terms
 
     with jax.default_matmul_precision("highest"):
-        params = official.variables["params"]
         (total, terms), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-        optimizer = build_optimizer(official.config.optimizer)
+        optimizer = build_optimizer(config.optimizer)
         updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
 
     arrays = recording.arrays
@@ -162,29 +125,33 @@ def test_losses_gradients_and_one_optimizer_step(
     assert float(total) == pytest.approx(float(arrays["loss/total"]), rel=1e-6)
     norm = np.sqrt(sum(float((np.asarray(g, np.float64) ** 2).sum()) for g in jax.tree.leaves(gradients)))
     assert norm == pytest.approx(float(arrays["grad/total_norm"]), rel=2e-5)
-    _check_parameters(gradients, updates, arrays)
+    in_official_layout = lambda tree: to_state_dict({"params": tree, "frozen": frozen}, config.model, num_classes)
+    _check_parameters(in_official_layout(gradients), in_official_layout(updates), official)
+    _check_groups(names.table(config.model, num_classes), arrays)
 
 
-def _check_parameters(gradients: dict, updates: dict, arrays: dict) -> None:
-    """Gradient of every recorded parameter, its learning rate and decay, and its change in one step."""
-    names = [canonical(name) for name in arrays["optim/names"].tolist()]
-    rates = dict(zip(names, arrays["optim/lr"].tolist(), strict=True))
-    decay = dict(zip(names, arrays["optim/weight_decay"].tolist(), strict=True))
-    recorded = {name for name in arrays.files if name.startswith("grad/param/")}
-    updates = dict(jax.tree_util.tree_leaves_with_path(updates))
-    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
-        ours = jax.tree_util.keystr(path, simple=True, separator="/")
-        name, part = official_name(ours)
-        assert rates[name] == pytest.approx(1e-5 if is_backbone(ours) else 1e-4), name
-        assert decay[name] == pytest.approx(0.05 if decays(ours) else 0.0), name
-        if f"grad/param/{name}" not in recorded or part is not None:
-            continue
-        theirs = arrays[f"grad/param/{name}"]
+def _check_parameters(gradients: dict, updates: dict, official: Recording) -> None:
+    """Gradient of every recorded parameter and its change in one step, by official names."""
+    recorded = official.part("grad/param/")
+    assert len(recorded) == 27
+    for name, theirs in recorded.items():
         # A ReLU that rounding flips changes single entries, so whole tensors are compared; the backbone has 50.
         # The official float32 gradients are up to 1e-3 from float64; two float32 programs may be twice that apart.
-        error = np.linalg.norm(to_official(ours, np.asarray(gradient)) - theirs) / np.linalg.norm(theirs)
-        assert error < (5e-3 if is_backbone(ours) else 2e-3), name
-        if not is_backbone(ours):
-            delta = to_official(ours, np.asarray(updates[path]))
+        error = np.linalg.norm(gradients[name] - theirs) / np.linalg.norm(theirs)
+        backbone = name.startswith("backbone.")
+        assert error < (5e-3 if backbone else 2e-3), name
+        if not backbone:
             large = np.abs(theirs) > 1e-3 * np.abs(theirs).max()  # Adam turns noise into full steps
-            assert np.abs(delta - arrays[f"optim/delta/{name}"])[large].max() < 2e-5, name
+            assert np.abs(updates[name] - official.arrays[f"optim/delta/{name}"])[large].max() < 2e-5, name
+
+
+def _check_groups(entries: list[names.Entry], arrays: dict) -> None:
+    """Learning rate and decay of every parameter."""
+    known = [canonical(name) for name in arrays["optim/names"].tolist()]
+    rates = dict(zip(known, arrays["optim/lr"].tolist(), strict=True))
+    decay = dict(zip(known, arrays["optim/weight_decay"].tolist(), strict=True))
+    parameters = {entry.path.removeprefix("params/"): entry for entry in entries if entry.path.startswith("params/")}
+    assert {entry.name for entry in parameters.values()} == set(known)
+    for path, entry in parameters.items():
+        assert rates[entry.name] == pytest.approx(1e-5 if is_backbone(path) else 1e-4), path
+        assert decay[entry.name] == pytest.approx(0.05 if decays(path) else 0.0), path

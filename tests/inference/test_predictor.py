@@ -1,0 +1,194 @@
+"""The predictor around a model that finds the bright parts of an image, and around weights on disk."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskdino_jax.checkpoints import Checkpoints, torch_files, torch_import
+from maskdino_jax.config import Config, DataConfig, InferenceConfig, tiny
+from maskdino_jax.data import Catalog
+from maskdino_jax.inference.predictor import Predictor
+from maskdino_jax.model import ModelSpec
+from maskdino_jax.structures import Outputs
+from tests.inference.scenes import SURE, catalog_of
+from tests.weights import random_variables
+
+CATALOG = catalog_of(True, False)
+
+
+class Brightness:
+    """A spec whose model has two queries: a thing where the image is bright, stuff where it is dark."""
+
+    def __init__(self, num_classes: int = 2):
+        self.num_classes = num_classes
+        self.canvases = []  # of each compilation
+
+    def bind(self, variables):
+        self.variables = variables
+        return self
+
+    def detect(self, images, sizes, extents):
+        self.canvases.append(images.shape)
+        count, height, width = images.shape[:3]
+        grey = images.mean(axis=-1).reshape(count, height // 4, 4, width // 4, 4).mean(axis=(2, 4))
+        bright = (grey - 127.5) * self.variables["params"]["gain"]
+        logits = jnp.tile(SURE * jnp.array([[1.0, -1.0], [-1.0, 1.0]]), (count, 1, 1))
+        boxes = jnp.full((count, 2, 4), 0.5)
+        masks = jnp.stack([bright, -bright], axis=1)
+        return Outputs(logits=logits, boxes=boxes, masks=masks, mask_features=bright, proposals=None, heads=None)
+
+
+def config_of(**inference) -> Config:
+    return Config(data=DataConfig(eval_short_side=64, eval_long_side=96), inference=InferenceConfig(**inference))
+
+
+def predictor_of(**inference) -> Predictor:
+    return Predictor(Brightness(), {"params": {"gain": np.float32(0.1)}}, CATALOG, config_of(**inference))
+
+
+def picture(height: int, width: int, bright: tuple[slice, slice]) -> np.ndarray:
+    pixels = np.full((height, width, 3), 20, np.uint8)
+    pixels[bright] = 230
+    return pixels
+
+
+LEFT = picture(64, 96, (slice(None), slice(0, 40)))
+TALL = picture(120, 80, (slice(0, 60), slice(None)))  # resized, and upright
+SMALL = picture(32, 48, (slice(8, 16), slice(8, 24)))  # enlarged twice
+CORNER = picture(64, 64, (slice(0, 32), slice(0, 32)))  # bucketed: on a canvas of its own
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    return predictor_of()
+
+
+def same(one, other) -> bool:
+    return (
+        np.array_equal(one.instances.bits, other.instances.bits)
+        and np.array_equal(one.instances.boxes, other.instances.boxes)
+        and np.array_equal(one.panoptic.ids, other.panoptic.ids)
+        and np.array_equal(one.semantic, other.semantic)
+    )
+
+
+def test_objects_are_where_they_are_in_the_file(predictor):
+    for image in (LEFT, TALL, SMALL):
+        bright = image[..., 0] > 127
+        segments = predictor(image)
+        thing = segments.segments[0]
+        assert (thing.name, thing.class_id, thing.mask.shape) == ("class 0", 7, image.shape[:2])
+        assert np.mean(thing.mask != bright) < 0.02
+        assert np.mean(segments.semantic != ~bright) < 0.02
+        assert [part.is_thing for part in segments.panoptic.segments] == [True, False]
+        height, width = image.shape[:2]
+        np.testing.assert_allclose(thing.box, [width / 4, height / 4, 3 * width / 4, 3 * height / 4], rtol=0.35)
+
+
+def test_the_images_of_a_list_are_answered_in_its_order_as_each_alone():
+    predictor = predictor_of(batch_size=2)
+    images = [TALL, LEFT, SMALL, CORNER, LEFT[:, ::-1]]
+    together = predictor(images)
+    assert isinstance(together, list)
+    assert all(same(found, predictor(image)) for found, image in zip(together, images, strict=True))
+    assert not same(together[1], together[4])
+    assert predictor([]) == []
+
+
+def test_full_batches_go_together_and_the_rest_one_by_one():
+    spec = Brightness()
+    predictor = Predictor(spec, {"params": {"gain": np.float32(0.1)}}, CATALOG, config_of(batch_size=2))
+    predictor([LEFT] * 5)
+    assert spec.canvases == [(2, 64, 96, 3), (1, 64, 96, 3)]
+
+
+def test_a_path_a_pil_image_and_an_array_are_the_same_image(predictor, tmp_path):
+    Image.fromarray(SMALL).save(tmp_path / "small.png")
+    expected = predictor(SMALL)
+    for image in (tmp_path / "small.png", str(tmp_path / "small.png"), Image.fromarray(SMALL)):
+        assert same(predictor(image), expected)
+    assert same(predictor([tmp_path / "small.png"])[0], expected)
+    assert predictor.draw(tmp_path / "small.png", expected).shape == (512, 768, 3)
+
+
+@pytest.mark.parametrize("canvas", ["exact", "bucketed"])
+def test_the_canvas_changes_nothing(predictor, canvas):
+    other = predictor_of()
+    other.config.data.eval_canvas = canvas
+    image = picture(50, 61, (slice(3, 20), slice(4, 44)))
+    assert same(other(image), predictor(image))
+
+
+def test_one_task_alone_is_the_same_as_among_all(predictor):
+    everything = predictor(SMALL)
+    for task in ("instance", "panoptic", "semantic"):
+        alone = predictor(SMALL, task=task)
+        field = "instances" if task == "instance" else task
+        assert [name for name in ("instances", "panoptic", "semantic") if getattr(alone, name) is not None] == [field]
+    np.testing.assert_array_equal(predictor(SMALL, task="instance").instances.bits, everything.instances.bits)
+    assert [part.is_thing for part in predictor(SMALL, task="instance").segments] == [True], "stuff is no instance"
+    assert [part.name for part in predictor(SMALL, task="panoptic").segments] == ["class 0", "class 1"]
+
+
+def test_a_task_that_the_model_does_not_do_is_an_error():
+    predictor = predictor_of(tasks=("semantic",))
+    with pytest.raises(ValueError, match="task = 'instance': this model does semantic"):
+        predictor(SMALL, task="instance")
+    with pytest.raises(ValueError, match="task = 'keypoints'"):
+        predictor(SMALL, task="keypoints")
+    assert predictor(SMALL).instances is None
+
+
+@pytest.mark.parametrize(
+    "image", [SMALL.astype(np.float32), SMALL[..., 0], np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)]
+)
+def test_pixels_that_are_not_rgb_bytes_are_an_error(predictor, image):
+    with pytest.raises(ValueError, match=r"give RGB bytes, uint8 of shape \[height, width, 3\]"):
+        predictor(image)
+
+
+def test_weights_for_other_classes_than_the_catalogs_are_an_error():
+    with pytest.raises(ValueError, match="for 3 classes but the catalog has 2"):
+        Predictor(Brightness(num_classes=3), {}, CATALOG, config_of())
+
+
+# --- weights on disk -------------------------------------------------------------------------------------------------
+
+
+def tiny_config(**data) -> Config:
+    config = Config(data=DataConfig(**data))
+    tiny(config)
+    return config
+
+
+def equal(one, other) -> bool:
+    return jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(np.asarray(x), np.asarray(y)), one, other))
+
+
+def test_a_checkpoint_brings_its_classes_and_config(tmp_path):
+    config = tiny_config()
+    variables = random_variables(ModelSpec(config.model, 2))
+    checkpoints = Checkpoints(tmp_path, config, CATALOG.to_dict())
+    checkpoints.save({"step": 3, **jax.tree.map(jnp.asarray, variables)})
+    checkpoints.close()
+    predictor = Predictor.from_checkpoint(tmp_path)
+    assert predictor.catalog == CATALOG
+    assert predictor.config == config
+    assert equal(predictor._variables, variables)
+    other = config_of(tasks=("panoptic",))
+    assert Predictor.from_checkpoint(str(tmp_path), config=other).config is other
+
+
+def test_official_weights_take_their_classes_from_the_named_list(tmp_path):
+    config = tiny_config(classes="cityscapes")
+    variables = random_variables(ModelSpec(config.model, 19))
+    torch_files.write_pth(tmp_path / "model.pth", torch_import.to_state_dict(variables, config.model, 19))
+    predictor = Predictor.from_torch(tmp_path / "model.pth", config)
+    assert predictor.catalog == Catalog.named("cityscapes")
+    assert equal(predictor._variables, variables)
+    with pytest.raises(ValueError, match="for 19 classes but the catalog has 133"):
+        Predictor.from_torch(tmp_path / "model.pth", tiny_config(classes="coco_panoptic"))
+    with pytest.raises(ValueError, match=r"config\.data\.classes = ''"):
+        Predictor.from_torch(tmp_path / "model.pth", tiny_config())

@@ -1,0 +1,203 @@
+"""The config files: every variant is valid, and has the numbers of the official configs and of the paper."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from maskdino_jax.config import Config, ConfigError, backbone, validate
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def module(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
+VARIANTS = [(name, variant) for name in NAMES for variant in module(name).VARIANTS]
+
+
+def load(name: str, variant: str) -> Config:
+    return module(name).get_config(variant)
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+def test_every_variant_is_valid_and_named_after_itself(name: str, variant: str) -> None:
+    assert validate(load(name, variant)).name == f"{name}_{variant}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unknown_variant_is_an_error_that_lists_the_known_ones(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name}\.py has no variant 'huge': choose r50, ") as error:
+        load(name, "huge")
+    assert all(variant in str(error.value) for variant in module(name).VARIANTS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_default_is_the_resnet_50_of_the_paper(name: str) -> None:
+    config = module(name).get_config()
+    assert config.name == f"{name}_r50"
+    assert config.model.backbone.depths == (3, 4, 6, 3)
+    assert (config.model.encoder.layers, config.model.decoder.layers, config.model.hidden_dim) == (6, 9, 256)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_header_names_every_model(name: str) -> None:
+    header = module(name).__doc__
+    for variant in module(name).VARIANTS:
+        assert variant.removesuffix("_12ep").removesuffix("_24ep") in header
+
+
+FINE, COARSE = "fine_to_coarse", "coarse_to_fine"
+NETWORKS = {  # backbone, levels, of them in the backbone, order, encoder width, queries, boxes
+    ("coco_instance", "r50"): ("r50", 4, 3, FINE, 2048, 300, "mask2box"),
+    ("coco_instance", "r50_no_mask_enhance"): ("r50", 4, 3, FINE, 2048, 300, "none"),
+    ("coco_instance", "r50_100q"): ("r50", 4, 3, FINE, 2048, 100, "none"),
+    ("coco_instance", "r50_bitmask"): ("r50", 4, 3, FINE, 2048, 300, "bitmask"),
+    ("coco_instance", "r50_hid1024"): ("r50", 3, 3, COARSE, 1024, 300, "bitmask"),
+    ("coco_instance", "r50_5scale"): ("r50", 5, 3, COARSE, 1024, 300, "none"),
+    ("coco_instance", "r50_res2"): ("r50", 4, 4, FINE, 2048, 300, "none"),
+    ("coco_instance", "swin_t"): ("swin_t", 5, 4, FINE, 2048, 300, "bitmask"),
+    ("coco_instance", "swin_s"): ("swin_s", 5, 4, FINE, 2048, 300, "bitmask"),
+    ("coco_instance", "swin_b"): ("swin_b", 5, 4, FINE, 2048, 300, "bitmask"),
+    ("coco_instance", "swin_l"): ("swin_l", 5, 4, FINE, 2048, 300, "bitmask"),
+    ("coco_instance", "swin_l_no_mask_enhance"): ("swin_l", 5, 4, FINE, 2048, 300, "none"),
+    ("coco_instance", "swin_l_hid1024"): ("swin_l", 5, 4, FINE, 1024, 300, "bitmask"),
+    ("coco_panoptic", "r50"): ("r50", 4, 3, FINE, 2048, 300, "none"),
+    ("coco_panoptic", "swin_t"): ("swin_t", 5, 4, FINE, 2048, 300, "none"),
+    ("coco_panoptic", "swin_s"): ("swin_s", 5, 4, FINE, 2048, 300, "none"),
+    ("coco_panoptic", "swin_b"): ("swin_b", 5, 4, FINE, 2048, 300, "none"),
+    ("coco_panoptic", "swin_l"): ("swin_l", 5, 4, FINE, 2048, 300, "none"),
+    ("coco_panoptic", "swin_l_mask_enhanced"): ("swin_l", 5, 4, FINE, 2048, 300, "bitmask"),
+    ("ade20k_semantic", "r50"): ("r50", 3, 3, COARSE, 1024, 100, "none"),
+    ("ade20k_semantic", "swin_l_900q"): ("swin_l", 3, 3, COARSE, 1024, 900, "none"),
+    ("cityscapes_semantic", "r50"): ("r50", 3, 3, COARSE, 1024, 100, "none"),
+}
+
+
+def test_the_table_of_networks_is_complete() -> None:
+    models = {(name, variant.removesuffix("_12ep").removesuffix("_24ep")) for name, variant in VARIANTS}
+    small = {(name, variant) for name, variant in models if variant in ("tiny", "quick")}
+    assert set(NETWORKS) == models - small - {("nuclei_panoptic", "r50")}
+
+
+@pytest.mark.parametrize(("key", "network"), NETWORKS.items(), ids=[" ".join(key) for key in NETWORKS])
+def test_networks_are_those_of_the_official_configs(key: tuple[str, str], network: tuple) -> None:
+    config = load(*key)
+    net, levels, features, order, width, queries, box_init = network
+    expected = backbone(net)
+    expected.norm = "batch_norm" if key[0] == "cityscapes_semantic" else "frozen_bn"
+    model = config.model
+    assert model.backbone == expected
+    assert model.backbone.kind == "resnet" or model.backbone.drop_path == 0.3
+    assert (model.encoder.num_levels, len(model.encoder.in_features)) == (levels, features)
+    assert (model.encoder.order, model.encoder.ffn_dim) == (order, width)
+    assert (model.decoder.num_queries, model.decoder.box_init, model.decoder.ffn_dim) == (queries, box_init, 2048)
+    semantic = key[0].endswith("semantic")
+    assert (model.decoder.query_source, model.class_scores) == (
+        ("learned", "softmax") if semantic else ("encoder", "sigmoid")
+    )
+    assert (config.inference.object_threshold, config.inference.overlap_threshold) == (0.8 if semantic else 0.25, 0.8)
+
+
+SCHEDULES = {
+    ("coco_instance", "r50"): (368_750, (327_778, 355_092)),
+    ("coco_instance", "swin_l_12ep"): (88_500, (81_125,)),
+    ("coco_instance", "r50_100q_24ep"): (177_000, (147_500,)),
+    ("coco_panoptic", "swin_l"): (368_750, (327_778, 355_092)),
+    ("coco_panoptic", "r50_12ep"): (88_500, (81_125,)),
+    ("coco_panoptic", "swin_l_mask_enhanced_24ep"): (177_000, (147_500,)),
+    ("ade20k_semantic", "r50"): (160_000, (135_000, 150_000)),
+    ("ade20k_semantic", "swin_l_900q"): (160_000, (135_000, 150_000)),
+    ("cityscapes_semantic", "r50"): (90_000, (80_000, 87_000)),
+}
+
+
+@pytest.mark.parametrize(("key", "schedule"), SCHEDULES.items(), ids=[" ".join(key) for key in SCHEDULES])
+def test_schedules_are_those_of_the_official_configs(key: tuple[str, str], schedule: tuple) -> None:
+    config = load(*key)
+    assert (config.train.steps, config.optimizer.milestones) == schedule
+    assert (config.train.batch_size, config.optimizer.learning_rate, config.optimizer.warmup_steps) == (16, 1e-4, 0)
+
+
+@pytest.mark.parametrize(("name", "variant"), [pair for pair in VARIANTS if pair[1].endswith("ep")])
+def test_a_shorter_schedule_changes_nothing_else(name: str, variant: str) -> None:
+    short, long = load(name, variant), load(name, variant[: -len("_12ep")])
+    epochs = int(variant[-4:-2])
+    assert short.train.steps == epochs * 7375
+    short.name, short.train.steps, short.optimizer.milestones = (
+        long.name,
+        long.train.steps,
+        long.optimizer.milestones,
+    )
+    assert short == long
+
+
+@pytest.mark.parametrize("name", ["coco_instance", "coco_panoptic"])
+def test_coco_recipes(name: str) -> None:
+    data = load(name, "swin_l").data
+    assert (data.augmentation, data.image_size, data.scale, data.flip) == (
+        "large_scale_jitter",
+        (1024, 1024),
+        (0.1, 2.0),
+        0.5,
+    )
+    assert (data.eval_short_side, data.eval_long_side, data.keep_empty) == (800, 1333, True)
+    assert data.classes == {"coco_instance": "coco_instances", "coco_panoptic": "coco_panoptic"}[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "sides", "long_side", "crop", "evaluated"),
+    [
+        (
+            "ade20k_semantic",
+            (256, 307, 358, 409, 460, 512, 563, 614, 665, 716, 768, 819, 870, 921, 972, 1024),
+            2048,
+            (512, 512),
+            (512, 2048),
+        ),
+        (
+            "cityscapes_semantic",
+            (512, 614, 716, 819, 921, 1024, 1126, 1228, 1331, 1433, 1536, 1638, 1740, 1843, 1945, 2048),
+            4096,
+            (512, 1024),
+            (1024, 2048),
+        ),
+    ],
+)
+def test_semantic_recipes(name: str, sides: tuple, long_side: int, crop: tuple, evaluated: tuple) -> None:
+    config = load(name, "r50")
+    data = config.data
+    assert (data.augmentation, data.short_sides, data.long_side) == ("short_edge", sides, long_side)
+    assert (data.image_size, data.color_jitter, data.flip, data.keep_empty) == (crop, True, 0.5, False)
+    assert (data.eval_short_side, data.eval_long_side) == evaluated
+    assert (data.format, data.classes) == ("semantic", name.removesuffix("_semantic"))
+    assert (config.inference.tasks, config.best_metric) == (("semantic",), "sem_seg/mIoU")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "remedy"),
+    [
+        ("classes", "", "name no classes: give ade20k or cityscapes"),
+        ("classes", "coco_panoptic", "give ade20k or cityscapes"),
+        ("short_sides", (), r"give the pixels of the shorter side, such as \(256, 512, 1024\)"),
+        ("short_sides", (0, 512), "give the pixels of the shorter side"),
+        ("long_side", 1000, r"give at least 1024, the largest short side"),
+        ("augmentation", "none", "choose one of large_scale_jitter, short_edge"),
+    ],
+)
+def test_semantic_options_that_cannot_work_are_named(option: str, value: object, remedy: str) -> None:
+    config = load("ade20k_semantic", "r50")
+    setattr(config.data, option, value)
+    with pytest.raises(ConfigError, match=rf"config\.data\.{option} = .*: .*{remedy}"):
+        validate(config)
+
+
+def test_only_the_large_semantic_model_has_a_moving_average() -> None:
+    averaged = {pair for pair in VARIANTS if load(*pair).train.ema_decay > 0}
+    assert averaged == {("ade20k_semantic", "swin_l_900q")}
