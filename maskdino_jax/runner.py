@@ -16,7 +16,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 
-from maskdino_jax.checkpoints import Checkpoints, Reader, start_from
+from maskdino_jax.checkpoints import Checkpoints, Reader
+from maskdino_jax.checkpoints.initial import start_from
 from maskdino_jax.config import Config, ConfigError, differences, from_dict, validate
 from maskdino_jax.data import Catalog, Dataset, open_dataset, train_batches
 from maskdino_jax.evaluation.evaluate import evaluate as run_evaluation

@@ -28,7 +28,7 @@ def _main(*arguments: str) -> subprocess.CompletedProcess:
         (["--config.train.bach_size=3"], "unknown option '--config.train.bach_size=3'. The nearest option is"),
         (["--config.train.steps=many"], "--config.train.steps=many"),
         (["train"], "unknown argument 'train'"),
-        (["--config=configs/coco_panoptic.py:huge"], "has no variant 'huge': choose r50 or tiny"),
+        (["--config=configs/coco_panoptic.py:huge"], "has no variant 'huge': choose r50, "),
         (["--mode=predict"], "--mode=predict needs --images"),
     ],
 )

@@ -1,6 +1,5 @@
-"""Parameters on disk: our own checkpoints through Orbax, and those of PyTorch."""
+"""Parameters on disk: our own checkpoints through Orbax; `torch_import` reads and writes those of PyTorch."""
 
-from maskdino_jax.checkpoints.initial import start_from
 from maskdino_jax.checkpoints.manager import Checkpoints, Reader
 
-__all__ = ["Checkpoints", "Reader", "start_from"]
+__all__ = ["Checkpoints", "Reader"]

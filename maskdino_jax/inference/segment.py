@@ -67,7 +67,7 @@ def instances(
     `allowed` are dropped after the choice, as in the official panoptic mode.
     """
     _, num_queries, classes = logits.shape
-    probabilities, best = lax.top_k(jax.nn.sigmoid(logits[row]).ravel(), min(top, num_queries * classes))
+    probabilities, best = lax.top_k(_probabilities(logits[row]).ravel(), min(top, num_queries * classes))
     queries, labels = best // classes, best % classes
     kept = allowed[labels]
     order, count, rank = _in_order(jnp.zeros(num_queries, bool).at[queries].max(kept))
@@ -112,14 +112,15 @@ def contest(
     sharpening with `temperature` (both as the official code does, which tests one quantity and ranks by the other).
     A pixel goes to the query with the largest product of class weight and mask probability.
     """
-    probabilities = jax.nn.sigmoid(logits[row])
+    probabilities = _probabilities(logits[row])
     confidence = probabilities.max(axis=1)
     weights = _sharpened(probabilities, temperature)
     labels, weights = weights.argmax(axis=1), weights.max(axis=1)
     order, count, _ = _in_order(confidence > threshold)
     height, width = _shape(to_original)
     step = min(8, _at_a_time(height * width))
-    picture = functools.reduce(jnp.multiply.outer, (taps.weights.any(axis=1) for taps in to_original))
+    rows, columns = (taps.weights.any(axis=1) for taps in to_original)
+    picture = rows[:, None] & columns  # not the filler, whose probability is one half
 
     def add(start: Int[Array, ""], chunk: Int[Array, "n"], state: tuple[Array, ...]) -> tuple[Array, ...]:
         strongest, owner, inside, claimed = state
@@ -162,7 +163,7 @@ def classes_before(
 
     No query is left out: one that is unsure adds nearly the same to every class.
     """
-    weights = _sharpened(jax.nn.sigmoid(logits[row]), temperature)
+    weights = _sharpened(_probabilities(logits[row]), temperature)
     rows, columns = to_original
     masks = _queries_last(masks[row])
     return _over_rows(lambda block: _best_class(_sums(masks, block, columns, weights)), rows, weights, columns)
@@ -192,6 +193,10 @@ def classes_after(
         return _best_class(columns(scores, axis=1))
 
     return _over_rows(block, rows, weights, max(canvas_columns, columns, key=lambda taps: len(taps.first)))
+
+
+def _probabilities(logits: Float[Array, "q k"]) -> Float[Array, "q k"]:
+    return jax.nn.sigmoid(logits.astype(jnp.float32))
 
 
 def _sharpened(probabilities: Float[Array, "q k"], temperature: float) -> Float[Array, "q k"]:

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from maskdino_jax.config import ModelConfig
 from maskdino_jax.model.heads import PredictionHeads
+from maskdino_jax.model.keys import Keys
 from maskdino_jax.model.layers import MLP, DeformableAttention, FeedForward, SelfAttention, layer_norm
 from maskdino_jax.model.levels import Levels
 from maskdino_jax.ops.boxes import logit
@@ -17,7 +18,7 @@ from maskdino_jax.ops.positions import box_sine_embedding
 class DecoderLayer(nnx.Module):
     """Self-attention, deformable cross-attention around the query's box, feed-forward; a norm after each."""
 
-    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, rngs: Keys) -> None:
         dim = config.hidden_dim
         self.self_attn = SelfAttention(dim, config.num_heads, dtype=dtype, rngs=rngs)
         self.self_norm = layer_norm(dim, dtype=dtype, rngs=rngs)
@@ -48,7 +49,7 @@ class Decoder(nnx.Module):
     gradient, so that each box loss trains two layers ("look forward twice", DINO, section 3.5).
     """
 
-    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, rngs: Keys) -> None:
         dim = config.hidden_dim
         self.ref_point_head = MLP((2 * dim, dim, dim), init="xavier", last="xavier", rngs=rngs)
         self.layers = nnx.List([DecoderLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.decoder.layers)])

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from maskdino_jax.model.keys import Keys
 from maskdino_jax.model.layers import MLP, layer_norm, linear
 from maskdino_jax.structures import Predictions
 
@@ -11,7 +12,7 @@ from maskdino_jax.structures import Predictions
 class PredictionHeads(nnx.Module):
     """Class scores, box refinements and mask embeddings of query vectors, computed in float32."""
 
-    def __init__(self, dim: int, num_classes: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, dim: int, num_classes: int, *, rngs: Keys) -> None:
         self.norm = layer_norm(dim, dtype=jnp.float32, rngs=rngs)
         self.class_embed = linear(dim, num_classes, dtype=jnp.float32, rngs=rngs)
         self.box_embed = MLP((dim, dim, dim, 4), last="zeros", rngs=rngs)

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from maskdino_jax.config import ModelConfig
+from maskdino_jax.model.keys import Keys
 from maskdino_jax.model.levels import Levels
 from maskdino_jax.ops.deform_attn import deform_attn
 from maskdino_jax.ops.extents import halved, inside, keep_inside
@@ -35,7 +36,7 @@ def uniform_bias(fan_in: int) -> Callable[..., jax.Array]:
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def linear(fan_in: int, fan_out: int, *, init: str = "fan_in", dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
+def linear(fan_in: int, fan_out: int, *, init: str = "fan_in", dtype: DTypeLike, rngs: Keys) -> nnx.Linear:
     """Linear layer. `init`: fan_in (heads), xavier (transformer stacks) or zeros (last layer of the box head)."""
     if init == "zeros":
         kernel_init, bias_init = nnx.initializers.zeros_init(), nnx.initializers.zeros_init()
@@ -46,11 +47,11 @@ def linear(fan_in: int, fan_out: int, *, init: str = "fan_in", dtype: DTypeLike,
     return nnx.Linear(fan_in, fan_out, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs)
 
 
-def layer_norm(dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(dim: int, *, dtype: DTypeLike, rngs: Keys) -> nnx.LayerNorm:
     return nnx.LayerNorm(dim, epsilon=EPSILON, dtype=dtype, rngs=rngs)
 
 
-def group_norm(dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.GroupNorm:
+def group_norm(dim: int, *, dtype: DTypeLike, rngs: Keys) -> nnx.GroupNorm:
     """GroupNorm of 32 contiguous groups, or as many as divide `dim`."""
     return nnx.GroupNorm(dim, num_groups=math.gcd(32, dim), epsilon=EPSILON, dtype=dtype, rngs=rngs)
 
@@ -112,7 +113,7 @@ class ConvNorm(nnx.Module):
         norm: str,
         init: Callable[..., jax.Array],
         dtype: DTypeLike,
-        rngs: nnx.Rngs,
+        rngs: Keys,
     ) -> None:
         pad = kernel // 2
         self.conv = nnx.Conv(
@@ -152,7 +153,7 @@ class ConvNorm(nnx.Module):
 class MLP(nnx.Module):
     """Linear layers with ReLU between them."""
 
-    def __init__(self, dims: tuple[int, ...], *, last: str = "fan_in", init: str = "fan_in", rngs: nnx.Rngs) -> None:
+    def __init__(self, dims: tuple[int, ...], *, last: str = "fan_in", init: str = "fan_in", rngs: Keys) -> None:
         steps = list(itertools.pairwise(dims))
         inits = [init] * (len(steps) - 1) + [last]
         self.layers = nnx.List(
@@ -168,7 +169,7 @@ class MLP(nnx.Module):
 class FeedForward(nnx.Module):
     """The two linear layers of a transformer block."""
 
-    def __init__(self, dim: int, hidden: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(self, dim: int, hidden: int, *, dtype: DTypeLike, rngs: Keys) -> None:
         self.linear1 = linear(dim, hidden, init="xavier", dtype=dtype, rngs=rngs)
         self.linear2 = linear(hidden, dim, init="xavier", dtype=dtype, rngs=rngs)
 
@@ -191,7 +192,7 @@ def by_blocks(function: Callable[[Array], Array], tokens: Float[Array, "b t d"])
 class SelfAttention(nnx.Module):
     """Multi-head attention among queries; positions enter queries and keys, not values."""
 
-    def __init__(self, dim: int, num_heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(self, dim: int, num_heads: int, *, dtype: DTypeLike, rngs: Keys) -> None:
         # The official projections are one [dim, 3 * dim] matrix, whose fans set the range of the initialiser.
         packed = nnx.initializers.uniform(2 * math.sqrt(6 / (4 * dim)))
         init = lambda *args: packed(*args) - math.sqrt(6 / (4 * dim))
@@ -226,7 +227,7 @@ def _offset_bias(num_heads: int, num_levels: int, num_points: int) -> jax.Array:
 class DeformableAttention(nnx.Module):
     """Multi-scale deformable attention (Zhu et al. 2021, eq. 3) with pixel or box references."""
 
-    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, rngs: Keys) -> None:
         dim, shape = config.hidden_dim, (config.num_heads, config.encoder.num_levels, config.num_points)
         samples = math.prod(shape)
         zeros, xavier = nnx.initializers.zeros_init(), nnx.initializers.xavier_uniform()

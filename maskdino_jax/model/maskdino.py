@@ -14,6 +14,7 @@ from maskdino_jax.config import ModelConfig
 from maskdino_jax.model import denoising
 from maskdino_jax.model.decoder import Decoder
 from maskdino_jax.model.heads import PredictionHeads, mask_logits
+from maskdino_jax.model.keys import Keys
 from maskdino_jax.model.layers import Frozen
 from maskdino_jax.model.levels import Levels
 from maskdino_jax.model.pixel_decoder import PixelDecoder
@@ -41,7 +42,7 @@ def normalize(images: UInt8[Array, "b h w 3"], sizes: Int[Array, "b 2"] | None =
 class MaskDINO(nnx.Module):
     """Images in; `Outputs` to read segments from, or `TrainOutputs` to learn from. Sides must be multiples of 32."""
 
-    def __init__(self, config: ModelConfig, num_classes: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, num_classes: int, *, rngs: Keys) -> None:
         self.dtype = jnp.dtype(config.dtype)
         dim, num_queries = config.hidden_dim, config.decoder.num_queries
         kwargs = {"dtype": self.dtype, "rngs": rngs}
@@ -158,7 +159,7 @@ class ModelSpec:
 
     def init(self, seed: int) -> dict[str, Any]:
         """Fresh variables drawn from `seed`."""
-        model = MaskDINO(self.config, self.num_classes, rngs=nnx.Rngs(params=seed))
+        model = MaskDINO(self.config, self.num_classes, rngs=Keys(seed))
         _, params, frozen = nnx.split(model, nnx.Param, Frozen)
         return {"params": nnx.to_pure_dict(params), "frozen": nnx.to_pure_dict(frozen)}
 
@@ -168,7 +169,7 @@ class ModelSpec:
 
     @functools.cached_property
     def _graph(self) -> Any:
-        abstract = nnx.eval_shape(lambda: MaskDINO(self.config, self.num_classes, rngs=nnx.Rngs(params=0)))
+        abstract = nnx.eval_shape(lambda: MaskDINO(self.config, self.num_classes, rngs=Keys(0)))
         return nnx.split(abstract, nnx.Param, Frozen)[0]
 
     def bind(self, variables: dict[str, Any]) -> MaskDINO:

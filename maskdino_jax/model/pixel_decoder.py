@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from maskdino_jax.config import BACKBONE_FEATURES, ModelConfig
+from maskdino_jax.model.keys import Keys
 from maskdino_jax.model.layers import ConvNorm, DeformableAttention, FeedForward, by_blocks, layer_norm
 from maskdino_jax.model.levels import Levels
 from maskdino_jax.ops.extents import halved, repeat_border
@@ -19,7 +20,7 @@ _FAN_IN_UNIFORM = nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")
 class EncoderLayer(nnx.Module):
     """Deformable self-attention and feed-forward, each followed by its norm."""
 
-    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, rngs: Keys) -> None:
         dim = config.hidden_dim
         self.self_attn = DeformableAttention(config, dtype=dtype, rngs=rngs)
         self.norm1 = layer_norm(dim, dtype=dtype, rngs=rngs)
@@ -44,7 +45,7 @@ class PixelDecoder(nnx.Module):
     backbone's come from stride-2 convolutions, the first of the raw res5 map, each next of the one before.
     """
 
-    def __init__(self, config: ModelConfig, channels: dict[str, int], *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, channels: dict[str, int], *, dtype: DTypeLike, rngs: Keys) -> None:
         dim, encoder = config.hidden_dim, config.encoder
         self.in_features = encoder.in_features
         self.reverse = encoder.order == "coarse_to_fine"

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from maskdino_jax.model.heads import PredictionHeads, mask_logits
+from maskdino_jax.model.keys import Keys
 from maskdino_jax.model.layers import layer_norm, linear
 from maskdino_jax.model.levels import Levels
 from maskdino_jax.ops.boxes import logit, masks_to_boxes
@@ -47,7 +48,7 @@ def proposals(
 class LearnedQueries(nnx.Module):
     """One content vector and one anchor box for each query, the same for every image."""
 
-    def __init__(self, dim: int, num_queries: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, dim: int, num_queries: int, *, rngs: Keys) -> None:
         self.content = nnx.Param(jax.random.normal(rngs.params(), (num_queries, dim)))
         self.anchors = nnx.Param(jax.random.normal(rngs.params(), (num_queries, 4)))
 
@@ -59,7 +60,7 @@ class LearnedQueries(nnx.Module):
 class QuerySelection(nnx.Module):
     """Scores every token with the class head and keeps the `num_queries` best."""
 
-    def __init__(self, dim: int, num_queries: int, box_init: str, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(self, dim: int, num_queries: int, box_init: str, *, dtype: DTypeLike, rngs: Keys) -> None:
         self.enc_output = linear(dim, dim, dtype=dtype, rngs=rngs)
         self.enc_output_norm = layer_norm(dim, dtype=dtype, rngs=rngs)
         self.num_queries = num_queries

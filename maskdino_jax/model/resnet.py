@@ -5,6 +5,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from maskdino_jax.config import BackboneConfig
+from maskdino_jax.model.keys import Keys
 from maskdino_jax.model.layers import ConvNorm
 from maskdino_jax.ops.extents import halved, keep_inside
 
@@ -15,7 +16,7 @@ class Bottleneck(nnx.Module):
     """1x1, 3x3, 1x1 with a shortcut, projected where the shape changes."""
 
     def __init__(
-        self, fan_in: int, width: int, *, stride: int, project: bool, norm: str, dtype: DTypeLike, rngs: nnx.Rngs
+        self, fan_in: int, width: int, *, stride: int, project: bool, norm: str, dtype: DTypeLike, rngs: Keys
     ) -> None:
         conv = lambda a, b, kernel, stride=1: ConvNorm(
             a, b, kernel, stride=stride, norm=norm, init=_HE_NORMAL, dtype=dtype, rngs=rngs
@@ -37,7 +38,7 @@ class Bottleneck(nnx.Module):
 class ResNet(nnx.Module):
     """Feature maps `res2` to `res5` at strides 4, 8, 16 and 32."""
 
-    def __init__(self, config: BackboneConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: BackboneConfig, *, dtype: DTypeLike, rngs: Keys) -> None:
         self.stem = ConvNorm(3, config.width, 7, stride=2, norm=config.norm, init=_HE_NORMAL, dtype=dtype, rngs=rngs)
         self.channels: dict[str, int] = {}
         fan_in = config.width

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from maskdino_jax.config import BackboneConfig
+from maskdino_jax.model.keys import Keys
 from maskdino_jax.model.layers import layer_norm, linear, uniform_bias, uniform_fan_in
 from maskdino_jax.ops.extents import halved, keep_inside
 
@@ -73,7 +74,7 @@ def relative_position_index(window: int) -> Int[np.ndarray, "t t"]:
 class WindowAttention(nnx.Module):
     """Multi-head attention within windows, with a learned bias for each relative position (eq. 4)."""
 
-    def __init__(self, dim: int, num_heads: int, window: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(self, dim: int, num_heads: int, window: int, *, dtype: DTypeLike, rngs: Keys) -> None:
         self.qkv = linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
         self.proj = linear(dim, dim, dtype=dtype, rngs=rngs)
         init = nnx.initializers.normal(0.02)  # the official one is cut at 100 deviations
@@ -99,7 +100,7 @@ class WindowAttention(nnx.Module):
 class Mlp(nnx.Module):
     """Two linear layers with a GELU between them."""
 
-    def __init__(self, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(self, dim: int, *, dtype: DTypeLike, rngs: Keys) -> None:
         self.fc1 = linear(dim, 4 * dim, dtype=dtype, rngs=rngs)
         self.fc2 = linear(4 * dim, dim, dtype=dtype, rngs=rngs)
 
@@ -110,7 +111,7 @@ class Mlp(nnx.Module):
 class Block(nnx.Module):
     """Window attention, then the MLP, each behind a norm and beside a shortcut."""
 
-    def __init__(self, dim: int, num_heads: int, window: int, shift: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(self, dim: int, num_heads: int, window: int, shift: int, *, dtype: DTypeLike, rngs: Keys) -> None:
         self.norm1 = layer_norm(dim, dtype=dtype, rngs=rngs)
         self.attn = WindowAttention(dim, num_heads, window, dtype=dtype, rngs=rngs)
         self.norm2 = layer_norm(dim, dtype=dtype, rngs=rngs)
@@ -136,7 +137,7 @@ class Block(nnx.Module):
 class PatchEmbed(nnx.Module):
     """A linear map and a norm for each patch of 4 x 4 pixels."""
 
-    def __init__(self, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(self, dim: int, *, dtype: DTypeLike, rngs: Keys) -> None:
         self.proj = nnx.Conv(
             3,
             dim,
@@ -157,7 +158,7 @@ class PatchEmbed(nnx.Module):
 class PatchMerging(nnx.Module):
     """Four neighbours become one token of twice the channels; a zero row or column completes odd sizes."""
 
-    def __init__(self, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(self, dim: int, *, dtype: DTypeLike, rngs: Keys) -> None:
         self.norm = layer_norm(4 * dim, dtype=dtype, rngs=rngs)
         self.reduction = nnx.Linear(
             4 * dim, 2 * dim, use_bias=False, kernel_init=uniform_fan_in, dtype=dtype, rngs=rngs
@@ -176,7 +177,7 @@ class Stage(nnx.Module):
     """Blocks of one resolution, every second one shifted by half a window, and the merging that follows if any."""
 
     def __init__(
-        self, dim: int, num_heads: int, window: int, depth: int, merge: bool, *, dtype: DTypeLike, rngs: nnx.Rngs
+        self, dim: int, num_heads: int, window: int, depth: int, merge: bool, *, dtype: DTypeLike, rngs: Keys
     ) -> None:
         self.blocks = nnx.List(
             [Block(dim, num_heads, window, index % 2 * (window // 2), dtype=dtype, rngs=rngs) for index in range(depth)]
@@ -197,7 +198,7 @@ class Stage(nnx.Module):
 class Swin(nnx.Module):
     """Feature maps `res2` to `res5` at strides 4, 8, 16 and 32."""
 
-    def __init__(self, config: BackboneConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: BackboneConfig, *, dtype: DTypeLike, rngs: Keys) -> None:
         self.patch_embed = PatchEmbed(config.width, dtype=dtype, rngs=rngs)
         self.channels: dict[str, int] = {}
         stages = []

@@ -125,6 +125,26 @@ def test_projections_follow_the_encoder_and_extra_levels_come_last(order: str, o
             assert found == f"sem_seg_head.pixel_decoder.input_proj.{theirs}.{name}"
 
 
+@pytest.mark.parametrize(
+    ("ours", "official"),
+    [
+        ("decoder/layers/3/cross_norm/scale", "predictor.decoder.layers.3.norm1.weight"),
+        ("decoder/layers/3/self_norm/bias", "predictor.decoder.layers.3.norm2.bias"),
+        ("decoder/layers/3/ffn_norm/bias", "predictor.decoder.layers.3.norm3.bias"),
+        ("decoder/layers/3/cross_attn/value_proj/bias", "predictor.decoder.layers.3.cross_attn.value_proj.bias"),
+        ("decoder/layers/3/self_attn/out/kernel", "predictor.decoder.layers.3.self_attn.out_proj.weight"),
+        ("heads/norm/scale", "predictor.decoder_norm.weight"),
+        ("query_selection/enc_output_norm/scale", "predictor.enc_output_norm.weight"),
+        ("pixel_decoder/layers/2/norm2/bias", "pixel_decoder.transformer.encoder.layers.2.norm2.bias"),
+        ("pixel_decoder/lateral/norm/scale", "pixel_decoder.adapter_1.norm.weight"),
+        ("pixel_decoder/smooth/norm/scale", "pixel_decoder.layer_1.norm.weight"),
+    ],
+)
+def test_parameters_of_one_shape_keep_their_roles(ours: str, official: str) -> None:
+    """Shapes cannot tell these apart: official norms of the decoder are cross-attention's, self-attention's, FFN's."""
+    assert names.official_name(f"params/{ours}", ModelConfig()) == f"sem_seg_head.{official}"
+
+
 def test_a_parameter_without_official_name_is_named() -> None:
     with pytest.raises(ValueError, match="params/novelty/kernel has no official name"):
         names.official_name("params/novelty/kernel", ModelConfig())

@@ -128,7 +128,7 @@ def test_one_task_alone_is_the_same_as_among_all(predictor):
         field = "instances" if task == "instance" else task
         assert [name for name in ("instances", "panoptic", "semantic") if getattr(alone, name) is not None] == [field]
     np.testing.assert_array_equal(predictor(SMALL, task="instance").instances.bits, everything.instances.bits)
-    assert [part.is_thing for part in predictor(SMALL, task="instance").segments] == [True], "stuff is no instance"
+    assert [part.label for part in predictor(SMALL, task="instance").segments] == [0, 0], "stuff is no instance"
     assert [part.name for part in predictor(SMALL, task="panoptic").segments] == ["class 0", "class 1"]
 
 

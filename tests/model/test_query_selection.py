@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from maskdino_jax.model.heads import PredictionHeads, mask_logits
+from maskdino_jax.model.keys import Keys
 from maskdino_jax.model.levels import Levels
 from maskdino_jax.model.query_selection import QuerySelection, proposals
 from maskdino_jax.ops.boxes import logit, masks_to_boxes
@@ -28,8 +28,8 @@ def test_proposals_equal_the_recording(golden: Path, case: str) -> None:
 
 def _select(box_init: str, num_queries: int = 4):
     levels = Levels(((2, 2), (4, 4)))
-    selection = QuerySelection(32, num_queries, box_init, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    heads = PredictionHeads(32, 3, rngs=nnx.Rngs(1))
+    selection = QuerySelection(32, num_queries, box_init, dtype=jnp.float32, rngs=Keys(0))
+    heads = PredictionHeads(32, 3, rngs=Keys(1))
     memory = jax.random.normal(jax.random.key(0), (2, 20, 32))
     features = jax.random.normal(jax.random.key(1), (2, 8, 8, 32))
     return selection(memory, levels, features, heads), features
@@ -37,7 +37,7 @@ def _select(box_init: str, num_queries: int = 4):
 
 def test_queries_come_best_first() -> None:
     selection, _ = _select("none")
-    heads = PredictionHeads(32, 3, rngs=nnx.Rngs(1))
+    heads = PredictionHeads(32, 3, rngs=Keys(1))
     scores = np.asarray(heads.class_embed(selection.content)).max(axis=-1)
     assert (np.diff(scores, axis=1) <= 0).all()
 

@@ -68,34 +68,38 @@ def _watched(*classes: type) -> Iterator[Callable[[Any], list[tuple[tuple, Any]]
 
 
 @contextlib.contextmanager
-def _started_from(start: dict[str, jax.Array] | None) -> Iterator[None]:
-    if start is None:
+def _started_from(topk: jax.Array | None, anchors: jax.Array | None) -> Iterator[None]:
+    """Query selection takes these tokens, and the decoder starts from these boxes; None: as it finds them."""
+    if topk is None:
         yield
         return
     select = QuerySelection.__call__
-    chosen = lambda scores, _: (jnp.take_along_axis(scores, start["enc/topk"], axis=1), start["enc/topk"])
 
     def call(self: QuerySelection, *args: Any) -> Selection:
+        chosen = lambda scores, _: (jnp.take_along_axis(scores, topk, axis=1), topk)
         with mock.patch.object(jax.lax, "top_k", chosen):
-            found = select(self, *args)
-        return dataclasses.replace(found, content=start["decoder/tgt0"], anchors=start["decoder/refpoints_unsigmoid"])
+            return dataclasses.replace(select(self, *args), anchors=anchors)
 
     with mock.patch.object(QuerySelection, "__call__", call):
         yield
 
 
 def compute(
-    model: MaskDINO, images: jax.Array, sizes: jax.Array, start: dict[str, jax.Array] | None = None
+    model: MaskDINO,
+    images: jax.Array,
+    sizes: jax.Array,
+    topk: jax.Array | None = None,
+    anchors: jax.Array | None = None,
 ) -> tuple[dict[str, jax.Array], Outputs]:
     """Every stage in the official layout and order, whole, and the predictions: what the model itself calls.
 
-    `start`: the selected tokens and what the decoder starts from, of another run. Both are then the same, however
-    close the scores at the cut are.
+    `topk`, `anchors`: the tokens and boxes that another run selected, to compare the decoders of both on the same
+    queries however close the scores at the cut are.
     """
     maps = lambda x: jnp.moveaxis(x, -1, 1)
     config, found = model.config, {}
     watched = (ResNet, Swin, ConvNorm, EncoderLayer, PixelDecoder, Decoder, DecoderLayer)
-    with _watched(*watched) as calls, _started_from(start):
+    with _watched(*watched) as calls, _started_from(topk, anchors):
         outputs = model(normalize(images, sizes), every_head=True)
 
     [((x, *_), features)] = calls(model.backbone)
@@ -132,33 +136,73 @@ def compute(
     return found, outputs
 
 
-def run(
-    recording: Recording, dtype: str = "float32", start: dict[str, np.ndarray] | None = None
-) -> tuple[dict[str, np.ndarray], Outputs]:
-    """`compute` for a recording, in one compiled program."""
+def run(recording: Recording) -> tuple[dict[str, np.ndarray], Outputs]:
+    """`compute` for a recording, in one compiled program of float32."""
     variables, num_classes = recording.variables()
-    config = recording.config().model
-    config.dtype = dtype
-    spec = ModelSpec(config, num_classes)
+    spec = ModelSpec(recording.config().model, num_classes)
     program = jax.jit(lambda variables, *args: compute(spec.bind(variables), *args))
     with jax.default_matmul_precision("highest"):
-        return jax.tree.map(np.asarray, program(variables, recording.canvas(), recording.sizes, start))
+        return jax.tree.map(np.asarray, program(variables, recording.canvas(), recording.sizes))
 
 
-def errors(found: dict[str, np.ndarray], recorded: dict[str, np.ndarray], stage: str) -> dict[str, float]:
-    """Largest difference of each recorded array of a stage, as a share of the array's largest value."""
-    names = [name for name in recorded if re.fullmatch(STAGES[stage], name)]
-    return {name: relative_error(_as_recorded(found, name, recorded[name].shape), recorded[name]) for name in names}
+def run_bfloat16(
+    recording: Recording, change: Callable[[MaskDINO], None] = lambda model: None
+) -> tuple[dict[str, np.ndarray], Outputs]:
+    """The same in bfloat16, the decoder starting from the recorded tokens and boxes; `change` alters the model first.
+
+    Every result is rounded to the type that the model gives it: compilers may otherwise keep more digits inside of
+    what they fuse, and the errors would depend on that.
+    """
+    variables, num_classes = recording.variables()
+    config = recording.config().model
+    config.dtype = "bfloat16"
+    spec = ModelSpec(config, num_classes)
+
+    def forward(variables: dict[str, Any], *args: jax.Array) -> tuple[dict[str, jax.Array], Outputs]:
+        model = spec.bind(variables)
+        change(model)
+        return compute(model, *args)
+
+    start = [recording.arrays[name] for name in ("enc/topk", "decoder/refpoints_unsigmoid")]
+    program = jax.jit(forward, compiler_options={"xla_allow_excess_precision": False})
+    with jax.default_matmul_precision("highest"):
+        return jax.tree.map(np.asarray, program(variables, recording.canvas(), recording.sizes, *start))
 
 
-def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+Error = Callable[[np.ndarray, np.ndarray], float]
+
+
+def largest_error(ours: np.ndarray, theirs: np.ndarray) -> float:
     """Largest difference in units of the largest value; what is infinite must be so in both."""
-    ours = np.asarray(ours, np.float64)
+    ours, theirs = _finite(ours, theirs)
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def typical_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Root mean square of the differences in units of that of the values; what is infinite must be so in both."""
+    ours, theirs = _finite(ours, theirs)
+    return float(np.sqrt(np.mean((ours - theirs) ** 2) / np.mean(theirs**2)))
+
+
+def errors(
+    found: dict[str, np.ndarray], recorded: dict[str, np.ndarray], stage: str, measure: Error = largest_error
+) -> dict[str, float]:
+    """Error of each recorded array of a stage."""
+    names = [name for name in recorded if re.fullmatch(STAGES[stage], name)]
+    return {name: measure(_as_recorded(found, name, recorded[name].shape), recorded[name]) for name in names}
+
+
+def score_error(found: dict[str, np.ndarray], recording: Recording) -> float:
+    """Largest difference of a final class probability."""
+    probability = lambda logits: 1 / (1 + np.exp(-logits.astype(np.float64)))
+    return float(np.abs(probability(found["out/logits9"]) - probability(recording.arrays["out/logits9"])).max())
+
+
+def _finite(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     finite = np.isfinite(theirs)
     assert ours.shape == theirs.shape
     assert np.array_equal(ours[~finite], theirs[~finite])
-    ours, theirs = ours[finite], theirs[finite]
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    return ours[finite].astype(np.float64), theirs[finite].astype(np.float64)
 
 
 def _as_recorded(found: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
