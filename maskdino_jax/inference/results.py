@@ -12,7 +12,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 
+from maskdino_jax.config import TASKS
 from maskdino_jax.data.catalog import Catalog
+
+_FIELDS = {"instance": "instances", "panoptic": "panoptic", "semantic": "semantic"}  # of `Segments`, by task
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the original image, the ends exclusive
 
@@ -128,13 +131,20 @@ class Segments:
 
     @functools.cached_property
     def segments(self) -> tuple[Segment, ...]:
-        """The instances if asked for, else the segments of the panoptic map, else one for each class of the semantic
-        map."""
-        if self.instances is not None:
-            return self._of_instances(self.instances)
-        if self.panoptic is not None:
-            return self._of_panoptic(self.panoptic)
-        return () if self.semantic is None else self._of_semantic(self.semantic)
+        """Of the first result that is there: of instances, the panoptic map or the semantic map; see `of`."""
+        return next((self.of(task) for task in TASKS if getattr(self, _FIELDS[task]) is not None), ())
+
+    def of(self, task: str) -> tuple[Segment, ...]:
+        """The instances, the segments of the panoptic map, or one segment for each class of the semantic map.
+
+        Raises:
+            ValueError: the task was not asked for.
+        """
+        found = getattr(self, _FIELDS[task]) if task in _FIELDS else None
+        if found is None:
+            raise ValueError(f"task = {task!r}: there is no such result; ask the predictor for it.")
+        read = {"instance": self._of_instances, "panoptic": self._of_panoptic, "semantic": self._of_semantic}
+        return read[task](found)
 
     def to_dict(self, file_name: str, score_threshold: float) -> dict[str, Any]:
         """Plain JSON: instances with at least `score_threshold`, and the segments of the panoptic map."""

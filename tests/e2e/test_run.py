@@ -108,7 +108,7 @@ def test_predictions_are_pictures_maps_and_json(run: Path, tmp_path: Path) -> No
 
 
 def test_the_predictor_answers_for_an_array_as_for_its_file(run: Path) -> None:
-    predictor = Predictor(run)
+    predictor = Predictor.from_checkpoint(run)
     path = min((COCO / "val2017").glob("*.jpg"))
     with Image.open(path) as image:
         from_array = predictor(np.asarray(image.convert("RGB")))

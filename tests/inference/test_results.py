@@ -86,6 +86,14 @@ def test_segments_of_a_panoptic_map_have_the_box_of_their_mask():
     assert not cat.mask[1, 9]
 
 
+def test_each_result_has_segments_of_its_own():
+    segments = Segments(catalog=CATALOG, instances=instances(), panoptic=panoptic())
+    assert [part.name for part in segments.of("panoptic")] == ["sky", "cat"]
+    assert segments.of("instance") == segments.segments
+    with pytest.raises(ValueError, match="task = 'semantic'"):
+        segments.of("semantic")
+
+
 def test_segments_of_a_semantic_map_are_the_classes_that_occur():
     labels = np.ones((4, 11), np.int32)
     (sky,) = Segments(catalog=CATALOG, semantic=labels).segments

@@ -13,7 +13,9 @@ from tests.parity.official import Recording
 from tests.parity.postprocessing import instance_errors, results
 
 TOLERANCE = 1e-4  # of the largest value of each array; the official float32 and float64 runs differ by up to 1e-5
-FLIPPED = 6  # pixels of an image, over all its masks: as many as in the official float32 and float64 runs
+# Two float32 programs may round a mask logit of nearly zero to different sides; the official float32 and float64 runs
+# differ in up to 6 of the millions of pixels of an image's masks, and in one pixel of a panoptic map.
+FLIPPED_IN_MASKS, FLIPPED_IN_MAP = 12, 3
 _TWO_STAGE = ("proposals", "selection scores", "selected tokens")  # learned queries have none of them
 
 
@@ -67,7 +69,7 @@ class StageTests:
                 errors = instance_errors(found, recording.part(f"post{i}/instances/"))
                 assert errors.scores < TOLERANCE
                 assert errors.boxes < 1e-2
-                assert errors.flipped <= FLIPPED
+                assert errors.flipped <= FLIPPED_IN_MASKS
 
     @pytest.mark.parametrize(("name", "thresholds"), [("panoptic", (0.25, 0.8)), ("panoptic_relaxed", (0.1, 0.3))])
     def test_panoptic_maps_of_both_images(self, case: tuple, name: str, thresholds: tuple[float, float]) -> None:
@@ -80,11 +82,11 @@ class StageTests:
             for i, found in enumerate(results(recording, outputs, config)):
                 segments = [[segment.id, segment.label, segment.is_thing] for segment in found.panoptic.segments]
                 assert segments == recording.arrays[f"post{i}/{name}/info"].tolist()
-                assert (found.panoptic.ids != recording.arrays[f"post{i}/{name}/seg"]).sum() <= FLIPPED
+                assert (found.panoptic.ids != recording.arrays[f"post{i}/{name}/seg"]).sum() <= FLIPPED_IN_MAP
 
     def test_semantic_maps_of_both_images(self, case: tuple) -> None:
         recording, _, outputs = case
         config = recording.config()
         if "semantic" in config.inference.tasks:
             for i, found in enumerate(results(recording, outputs, config)):
-                assert (found.semantic != recording.arrays[f"post{i}/sem_seg_argmax"]).sum() <= FLIPPED
+                assert (found.semantic != recording.arrays[f"post{i}/sem_seg_argmax"]).sum() <= FLIPPED_IN_MAP

@@ -27,8 +27,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
 
 
-def _worst(found: dict, recording: Recording, stage: str, measure: stages.Error) -> str:
-    errors = stages.errors(found, recording.arrays, stage, measure)
+def _worst(errors: dict[str, float]) -> str:
     return f"{max(errors.values()):.1e}" if errors else "-"
 
 
@@ -43,7 +42,7 @@ def _float32(folder: Path) -> str:
     for name, parts in names.items():
         recording = Recording.load(name, parts)
         found, outputs = stages.run(recording)
-        column = [_worst(found, recording, stage, stages.largest_error) for stage in stages.STAGES]
+        column = [_worst(stages.errors(found, recording.arrays, stage)) for stage in stages.STAGES]
         columns.append([name, *column, *_flips(recording, outputs)])
     labels = ["", *stages.STAGES, "instance scores", "flipped pixels: instances", "panoptic", "semantic"]
     head, *rows = zip(labels, *columns, strict=True)
@@ -68,16 +67,19 @@ def _flips(recording: Recording, outputs: stages.Outputs) -> list[str]:
 def _precision() -> str:
     """Errors of bfloat16 with the shipped choice of types, and with each candidate in its place."""
     recording = Recording.load("instance_r50", sorted((_GOLDEN / "instance_r50").glob("eval_*.npz")))
-    found, _ = stages.run_bfloat16(recording)
-    rows = []
-    for stage in stages.STAGES:
-        rows.append(
-            [stage, *(_worst(found, recording, stage, m) for m in (stages.typical_error, stages.largest_error))]
-        )
+    start, _ = stages.run(recording)
+    found = stages.run_bfloat16(recording, start)
+    rows = [
+        [
+            stage,
+            *(_worst(measure(found, start, stage)) for measure in (stages.typical_errors, stages.errors)),
+        ]
+        for stage in stages.STAGES
+    ]
     text = _table(["stage", "root mean square", "largest"], rows)
-    rows = [_candidate("as shipped", recording, lambda model: None)]
+    rows = [_candidate("as shipped", recording, start, lambda model: None)]
     for kind, candidates in (("bfloat16", BFLOAT16), ("float32", FLOAT32)):
-        rows += [_candidate(f"{name} in {kind}", recording, change) for name, change in candidates.items()]
+        rows += [_candidate(f"{name} in {kind}", recording, start, change) for name, change in candidates.items()]
     return text + _table(["", *_SUMMARY, "box", "score"], rows)
 
 
@@ -92,15 +94,12 @@ _SUMMARY = {  # column -> stage, array
 }
 
 
-def _candidate(name: str, recording: Recording, change: Change) -> list[str]:
+def _candidate(name: str, recording: Recording, start: dict[str, np.ndarray], change: Change) -> list[str]:
     """Root mean square errors of some stages, largest error of a side of a box and of a class score."""
-    found, _ = stages.run_bfloat16(recording, change)
-    row = [
-        f"{stages.errors(found, recording.arrays, stage, stages.typical_error)[array]:.1e}"
-        for stage, array in _SUMMARY.values()
-    ]
-    boxes = np.abs(found["out/boxes9"] - recording.arrays["out/boxes9"]).max()
-    return [name, *row, f"{boxes:.3f}", f"{stages.score_error(found, recording):.3f}"]
+    found = stages.run_bfloat16(recording, start, change)
+    row = [f"{stages.typical_errors(found, start, stage)[array]:.1e}" for stage, array in _SUMMARY.values()]
+    boxes = np.abs(found["out/boxes9"] - start["out/boxes9"]).max()
+    return [name, *row, f"{boxes:.3f}", f"{stages.score_error(found, start):.3f}"]
 
 
 def _main() -> None:

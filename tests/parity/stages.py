@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from unittest import mock
 
@@ -67,39 +67,37 @@ def _watched(*classes: type) -> Iterator[Callable[[Any], list[tuple[tuple, Any]]
         yield lambda module: calls[id(module)]
 
 
+Start = Mapping[str, jax.Array]  # stages of another run, by name
+
+
 @contextlib.contextmanager
-def _started_from(topk: jax.Array | None, anchors: jax.Array | None) -> Iterator[None]:
-    """Query selection takes these tokens, and the decoder starts from these boxes; None: as it finds them."""
-    if topk is None:
+def _started_from(start: Start | None) -> Iterator[None]:
+    """Query selection takes the tokens of `start`, and the decoder begins with its queries; None: with their own."""
+    if start is None:
         yield
         return
-    select = QuerySelection.__call__
+    select, topk = QuerySelection.__call__, start["enc/topk"]
 
     def call(self: QuerySelection, *args: Any) -> Selection:
-        chosen = lambda scores, _: (jnp.take_along_axis(scores, topk, axis=1), topk)
-        with mock.patch.object(jax.lax, "top_k", chosen):
-            return dataclasses.replace(select(self, *args), anchors=anchors)
+        with mock.patch.object(jax.lax, "top_k", lambda scores, _: (jnp.take_along_axis(scores, topk, axis=1), topk)):
+            found = select(self, *args)
+        return dataclasses.replace(found, content=start["decoder/tgt0"], anchors=start["decoder/refpoints_unsigmoid"])
 
     with mock.patch.object(QuerySelection, "__call__", call):
         yield
 
 
 def compute(
-    model: MaskDINO,
-    images: jax.Array,
-    sizes: jax.Array,
-    topk: jax.Array | None = None,
-    anchors: jax.Array | None = None,
+    model: MaskDINO, images: jax.Array, sizes: jax.Array, start: Start | None = None
 ) -> tuple[dict[str, jax.Array], Outputs]:
     """Every stage in the official layout and order, whole, and the predictions: what the model itself calls.
 
-    `topk`, `anchors`: the tokens and boxes that another run selected, to compare the decoders of both on the same
-    queries however close the scores at the cut are.
+    `start`: the selected tokens and queries of another run, to compare both decoders on the same queries.
     """
     maps = lambda x: jnp.moveaxis(x, -1, 1)
     config, found = model.config, {}
     watched = (ResNet, Swin, ConvNorm, EncoderLayer, PixelDecoder, Decoder, DecoderLayer)
-    with _watched(*watched) as calls, _started_from(topk, anchors):
+    with _watched(*watched) as calls, _started_from(start):
         outputs = model(normalize(images, sizes), every_head=True)
 
     [((x, *_), features)] = calls(model.backbone)
@@ -146,9 +144,9 @@ def run(recording: Recording) -> tuple[dict[str, np.ndarray], Outputs]:
 
 
 def run_bfloat16(
-    recording: Recording, change: Callable[[MaskDINO], None] = lambda model: None
-) -> tuple[dict[str, np.ndarray], Outputs]:
-    """The same in bfloat16, the decoder starting from the recorded tokens and boxes; `change` alters the model first.
+    recording: Recording, start: Start, change: Callable[[MaskDINO], None] = lambda model: None
+) -> dict[str, np.ndarray]:
+    """The stages in bfloat16 with the selected tokens and queries of `start`; `change` alters the model first.
 
     Every result is rounded to the type that the model gives it: compilers may otherwise keep more digits inside of
     what they fuse, and the errors would depend on that.
@@ -158,51 +156,47 @@ def run_bfloat16(
     config.dtype = "bfloat16"
     spec = ModelSpec(config, num_classes)
 
-    def forward(variables: dict[str, Any], *args: jax.Array) -> tuple[dict[str, jax.Array], Outputs]:
+    def forward(variables: dict[str, Any], *args: jax.Array) -> dict[str, jax.Array]:
         model = spec.bind(variables)
         change(model)
-        return compute(model, *args)
+        return compute(model, *args)[0]
 
-    start = [recording.arrays[name] for name in ("enc/topk", "decoder/refpoints_unsigmoid")]
+    start = {name: start[name] for name in ("enc/topk", "decoder/tgt0", "decoder/refpoints_unsigmoid")}
     program = jax.jit(forward, compiler_options={"xla_allow_excess_precision": False})
     with jax.default_matmul_precision("highest"):
-        return jax.tree.map(np.asarray, program(variables, recording.canvas(), recording.sizes, *start))
+        return jax.tree.map(np.asarray, program(variables, recording.canvas(), recording.sizes, start))
 
 
-Error = Callable[[np.ndarray, np.ndarray], float]
+def errors(found: dict[str, np.ndarray], recorded: dict[str, np.ndarray], stage: str) -> dict[str, float]:
+    """Largest difference of each recorded array of a stage, in units of the array's largest value."""
+    pairs = _pairs(found, recorded, stage)
+    return {name: float(np.abs(ours - theirs).max() / np.abs(theirs).max()) for name, ours, theirs in pairs}
 
 
-def largest_error(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Largest difference in units of the largest value; what is infinite must be so in both."""
-    ours, theirs = _finite(ours, theirs)
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+def typical_errors(found: dict[str, np.ndarray], recorded: dict[str, np.ndarray], stage: str) -> dict[str, float]:
+    """Root mean square of the differences in units of that of the values; the levels are one sequence of tokens."""
+    squares = defaultdict(lambda: np.zeros(2))
+    for name, ours, theirs in _pairs(found, recorded, stage):
+        squares[re.sub(r"^(pixel/(?:src|ms))\d", r"\1", name)] += ((ours - theirs) ** 2).sum(), (theirs**2).sum()
+    return {name: float(np.sqrt(difference / value)) for name, (difference, value) in squares.items()}
 
 
-def typical_error(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Root mean square of the differences in units of that of the values; what is infinite must be so in both."""
-    ours, theirs = _finite(ours, theirs)
-    return float(np.sqrt(np.mean((ours - theirs) ** 2) / np.mean(theirs**2)))
-
-
-def errors(
-    found: dict[str, np.ndarray], recorded: dict[str, np.ndarray], stage: str, measure: Error = largest_error
-) -> dict[str, float]:
-    """Error of each recorded array of a stage."""
-    names = [name for name in recorded if re.fullmatch(STAGES[stage], name)]
-    return {name: measure(_as_recorded(found, name, recorded[name].shape), recorded[name]) for name in names}
-
-
-def score_error(found: dict[str, np.ndarray], recording: Recording) -> float:
+def score_error(found: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> float:
     """Largest difference of a final class probability."""
     probability = lambda logits: 1 / (1 + np.exp(-logits.astype(np.float64)))
-    return float(np.abs(probability(found["out/logits9"]) - probability(recording.arrays["out/logits9"])).max())
+    return float(np.abs(probability(found["out/logits9"]) - probability(reference["out/logits9"])).max())
 
 
-def _finite(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    finite = np.isfinite(theirs)
-    assert ours.shape == theirs.shape
-    assert np.array_equal(ours[~finite], theirs[~finite])
-    return ours[finite].astype(np.float64), theirs[finite].astype(np.float64)
+def _pairs(
+    found: dict[str, np.ndarray], recorded: dict[str, np.ndarray], stage: str
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, ours and theirs of the recorded arrays of a stage; what is infinite must be so in both, and is left out."""
+    for name, theirs in recorded.items():
+        if re.fullmatch(STAGES[stage], name):
+            ours, finite = _as_recorded(found, name, theirs.shape), np.isfinite(theirs)
+            assert ours.shape == theirs.shape
+            assert np.array_equal(ours[~finite], theirs[~finite])
+            yield name, ours[finite].astype(np.float64), theirs[finite].astype(np.float64)
 
 
 def _as_recorded(found: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
