@@ -47,11 +47,12 @@ class Frame:
         """Height and width that results are computed at: the original size rounded up."""
         return tuple(-(-side // BUCKET) * BUCKET for side in self.original_size)
 
-    def to_original(self) -> tuple[Taps, Taps]:
-        """Rows and columns from mask logits to the file: enlarged to the extent, cropped to the image, resized."""
+    def to_original(self, target: tuple[int, int]) -> tuple[Taps, Taps]:
+        """Rows and columns from mask logits to the file: enlarged to the extent, cropped to the image, resized; then
+        zeros up to `target`."""
         return tuple(
-            _composed(extent // self.stride, extent, used, original, target)
-            for extent, used, original, target in self._sides()
+            _composed(extent // self.stride, extent, used, original, length)
+            for extent, used, original, length in self._sides(target)
         )
 
     def to_canvas(self, canvas: tuple[int, int]) -> tuple[Taps, Taps]:
@@ -60,12 +61,12 @@ class Frame:
             _bilinear(extent // self.stride, extent, side) for extent, side in zip(self.extent, canvas, strict=True)
         )
 
-    def canvas_to_original(self) -> tuple[Taps, Taps]:
-        """Rows and columns from the canvas to the file: cropped to the image, resized."""
-        return tuple(_bilinear(used, original, target) for _, used, original, target in self._sides())
+    def canvas_to_original(self, target: tuple[int, int]) -> tuple[Taps, Taps]:
+        """Rows and columns from the canvas to the file: cropped to the image, resized; then zeros up to `target`."""
+        return tuple(_bilinear(used, original, length) for _, used, original, length in self._sides(target))
 
-    def _sides(self) -> zip:
-        return zip(self.extent, self.size, self.original_size, self.target, strict=True)
+    def _sides(self, target: tuple[int, int]) -> zip:
+        return zip(self.extent, self.size, self.original_size, target, strict=True)
 
 
 def _positions(source: int, target: int) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"], Float[np.ndarray, "n"]]:

@@ -6,10 +6,14 @@ image has objects, which no compiled program can know.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Float32
 
 from maskdino_jax.config import Config
@@ -22,11 +26,12 @@ from maskdino_jax.structures import EvalBatch, Outputs
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pending:
-    """Results of one image that the device may still be computing, on its way to the host."""
+    """Results of one image of a batch that the device may still be computing, on their way to the host."""
 
     record: int
     frame: Frame
-    found: dict[str, Any]  # task -> arrays
+    row: int
+    found: dict[str, Any]  # task -> arrays of the whole batch
 
 
 class Postprocessor:
@@ -72,48 +77,50 @@ class Postprocessor:
             )
         canvas = batch.images.shape[1:3]
         stride = canvas[0] // outputs.masks.shape[2]
-        pending = []
-        for row, (local, place) in _rows(outputs).items():
-            if batch.valid[row]:
-                extent = canvas if batch.extents is None else batch.extents[row]
-                sides = (batch.sizes[row], batch.original_sizes[row], extent)
-                frame = Frame(*(tuple(int(side) for side in pair) for pair in sides), stride)
-                pending.append(self.start(local, place, frame, int(batch.records[row]), tasks))
-        return pending
+        extents = np.broadcast_to(canvas, (len(batch.images), 2)) if batch.extents is None else batch.extents
+        pairs = lambda values: [tuple(pair) for pair in np.asarray(values).tolist()]
+        frames = [
+            Frame(size, original, extent, stride)
+            for size, original, extent in zip(*map(pairs, (batch.sizes, batch.original_sizes, extents)), strict=True)
+        ]
+        started = self.start(outputs, frames, tasks)
+        records = batch.records.tolist()
+        return [
+            Pending(record=records[row], frame=frames[row], row=row, found=started)
+            for row in np.flatnonzero(batch.valid).tolist()
+        ]
 
-    def start(
-        self, outputs: Outputs, row: int, frame: Frame, record: int = 0, tasks: tuple[str, ...] | None = None
-    ) -> Pending:
-        """Start on one image: row `row` of `outputs`, which lie on one device."""
-        options, logits, masks, row = self._options, outputs.logits, outputs.masks, np.int32(row)
+    def start(self, outputs: Outputs, frames: list[Frame], tasks: tuple[str, ...] | None = None) -> dict[str, Any]:
+        """Arrays of a batch for each task, rows where they were; each device computes those it holds."""
+        options, logits, boxes, masks = self._options, outputs.logits, outputs.boxes, outputs.masks
+        target = tuple(max(sides) for sides in zip(*(frame.target for frame in frames), strict=True))
+        run = functools.partial(_run, _mesh_of(masks))
+        to_original = [frame.to_original(target) for frame in frames]
         found: dict[str, Any] = {}
         for task in self.tasks if tasks is None else tasks:
             if task == "instance":
-                found[task] = segment.instances(
-                    logits, outputs.boxes, masks, row, frame.to_original(), self._allowed,
-                    top=options.detections_per_image,
-                )  # fmt: skip
+                function = functools.partial(segment.instances, top=options.detections_per_image)
+                found[task] = run(function, logits, boxes, masks, to_original, [self._allowed] * len(frames))
             elif task == "panoptic":
-                found[task] = segment.contest(
-                    logits, masks, row, frame.to_original(),
-                    threshold=options.object_threshold, temperature=options.temperature,
-                )  # fmt: skip
+                function = functools.partial(
+                    segment.contest, threshold=options.object_threshold, temperature=options.temperature
+                )
+                found[task] = run(function, logits, masks, to_original)
             elif self._softmax:
-                canvas = tuple(side * frame.stride for side in masks.shape[2:])
-                found[task] = segment.classes_after(
-                    logits, masks, row, frame.to_canvas(canvas), frame.canvas_to_original()
-                )
+                canvas = tuple(side * frames[0].stride for side in masks.shape[2:])
+                to_canvas = [frame.to_canvas(canvas) for frame in frames]
+                onwards = [frame.canvas_to_original(target) for frame in frames]
+                found[task] = run(functools.partial(segment.classes_after), logits, masks, to_canvas, onwards)
             else:
-                found[task] = segment.classes_before(
-                    logits, masks, row, frame.to_original(), temperature=options.temperature
-                )
+                function = functools.partial(segment.classes_before, temperature=options.temperature)
+                found[task] = run(function, logits, masks, to_original)
         for array in jax.tree.leaves(found):
             array.copy_to_host_async()
-        return Pending(record=record, frame=frame, found=found)
+        return found
 
     def finish(self, pending: Pending) -> Segments:
         """Wait for the device and make the results."""
-        found = jax.device_get(pending.found)
+        found = jax.tree.map(lambda array: _row(array, pending.row), pending.found)
         frame = pending.frame
         height, width = frame.original_size
         return Segments(
@@ -128,18 +135,43 @@ class Postprocessor:
         )
 
 
-def _rows(outputs: Outputs) -> dict[int, tuple[Outputs, int]]:
-    """For each image of the batch the outputs on the device that holds it, and its row there."""
-    parts = {"logits": outputs.logits, "boxes": outputs.boxes, "masks": outputs.masks}
-    if not isinstance(outputs.masks, jax.Array) or len(outputs.masks.sharding.device_set) == 1:
-        return {row: (outputs, row) for row in range(len(outputs.masks))}
-    shards = {name: {shard.device: shard for shard in array.addressable_shards} for name, array in parts.items()}
-    rows = {}
-    for device, shard in shards["masks"].items():
-        local = dataclasses.replace(outputs, **{name: places[device].data for name, places in shards.items()})
-        first = shard.index[0].start or 0
-        rows |= {first + place: (local, place) for place in range(len(shard.data))}
-    return dict(sorted(rows.items()))
+def _mesh_of(array: jax.Array | np.ndarray) -> Mesh | None:
+    """The mesh that divides a batch; None: it lies on one device or on the host."""
+    sharding = getattr(array, "sharding", None)
+    return sharding.mesh if isinstance(sharding, NamedSharding) and len(sharding.device_set) > 1 else None
+
+
+def _run(mesh: Mesh | None, function: functools.partial, *batches: Any) -> Any:
+    """`function` of each image. A list holds one entry for each image, to be stacked."""
+    stack = lambda batch: jax.tree.map(lambda *rows: np.stack(rows), *batch) if isinstance(batch, list) else batch
+    arguments = [stack(batch) for batch in batches]
+    if mesh is not None:
+        arguments = jax.device_put(arguments, NamedSharding(mesh, P("data")))
+    return _program(mesh, function.func, tuple(function.keywords.items()))(*arguments)
+
+
+@functools.lru_cache(maxsize=64)
+def _program(mesh: Mesh | None, function: Callable[..., Any], options: tuple[tuple[str, Any], ...]) -> Callable:
+    """One program for a batch: each device goes through its images one after the other."""
+
+    def each(*batch: Any) -> Any:
+        if len(batch[0]) == 1:
+            alone = function(*jax.tree.map(lambda x: x[0], batch), **dict(options))
+            return jax.tree.map(lambda x: x[None], alone)
+        return jax.lax.map(lambda one: function(*one, **dict(options)), batch)
+
+    if mesh is not None:
+        each = jax.shard_map(each, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=False)
+    return jax.jit(each)
+
+
+def _row(array: jax.Array, row: int) -> np.ndarray:
+    """A row of a batch on the host, from the device that holds it."""
+    for shard in array.addressable_shards:
+        start, stop, _ = shard.index[0].indices(len(array))
+        if start <= row < stop:
+            return np.asarray(shard.data)[row - start]
+    raise IndexError(f"row {row} of a batch of {len(array)} is on another host.")
 
 
 def _instances(picks: segment.Picks, frame: Frame) -> Instances:

@@ -1,4 +1,4 @@
-"""The device's part of post-processing: from mask logits to bits, owners and classes of pixels, one image at a time.
+"""The device's part of post-processing of an image: from mask logits to bits, owners and classes of pixels.
 
 Everything has a static shape: results lie in the corner of a target whose sides are rounded up (`Frame.target`), and
 the taps that enlarge masks to it are arguments, so that one program serves all images of about one size. Masks of all
@@ -6,7 +6,6 @@ queries at the size of the image never exist at once: each program walks over a 
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -50,24 +49,22 @@ class Contest:
     inside: Bool[Array, "h w"]  # whether the owner's mask has a probability of at least one half
 
 
-@functools.partial(jax.jit, static_argnames=("top",))
 def instances(
-    logits: Float[Array, "b q k"],
-    boxes: Float[Array, "b q 4"],
-    masks: Float[Array, "b q h4 w4"],
-    row: Int[Array, ""],
+    logits: Float[Array, "q k"],
+    boxes: Float[Array, "q 4"],
+    masks: Float[Array, "q h4 w4"],
     to_original: tuple[Taps, Taps],
     allowed: Bool[Array, "k"],
     *,
     top: int,
 ) -> Picks:
-    """The `top` best pairs of query and class of image `row`, without suppression or threshold.
+    """The `top` best pairs of query and class, without suppression or threshold.
 
     The score is the class probability times the mean probability inside the mask. Pairs of classes that are not
     `allowed` are dropped after the choice, as in the official panoptic mode.
     """
-    _, num_queries, classes = logits.shape
-    probabilities, best = lax.top_k(_probabilities(logits[row]).ravel(), min(top, num_queries * classes))
+    num_queries, classes = logits.shape
+    probabilities, best = lax.top_k(_probabilities(logits).ravel(), min(top, num_queries * classes))
     queries, labels = best // classes, best % classes
     kept = allowed[labels]
     order, count, rank = _in_order(jnp.zeros(num_queries, bool).at[queries].max(kept))
@@ -77,7 +74,7 @@ def instances(
 
     def add(start: Int[Array, ""], chunk: Int[Array, "n"], state: tuple[Array, Array]) -> tuple[Array, Array]:
         bits, quality = state
-        enlarged = _enlarge(masks[row, chunk], to_original)
+        enlarged = _enlarge(masks[chunk], to_original)
         inside = enlarged > 0
         total = jnp.sum(jnp.where(inside, jax.nn.sigmoid(enlarged), 0), axis=(1, 2))
         bits = lax.dynamic_update_slice(bits, jnp.packbits(inside, axis=-1), (start, 0, 0))
@@ -90,29 +87,27 @@ def instances(
     scores = probabilities * quality[place]
     ranking = jnp.argsort(-scores, stable=True)
     values = Picks(
-        scores=scores, labels=labels, queries=queries, kept=kept, boxes=boxes[row, queries], place=place, masks=bits
+        scores=scores, labels=labels, queries=queries, kept=kept, boxes=boxes[queries], place=place, masks=bits
     )
     sort = lambda x: x if x is bits else x[ranking]
     return jax.tree.map(sort, values)
 
 
-@functools.partial(jax.jit, static_argnames=("temperature",))
 def contest(
-    logits: Float[Array, "b q k"],
-    masks: Float[Array, "b q h4 w4"],
-    row: Int[Array, ""],
+    logits: Float[Array, "q k"],
+    masks: Float[Array, "q h4 w4"],
     to_original: tuple[Taps, Taps],
     *,
     threshold: float,
     temperature: float,
 ) -> Contest:
-    """Let the confident queries of image `row` compete for each pixel; the first of equals wins.
+    """Let the confident queries compete for each pixel; the first of equals wins.
 
     A query takes part if its best class probability exceeds `threshold`; it is ranked by the same class after
     sharpening with `temperature` (both as the official code does, which tests one quantity and ranks by the other).
     A pixel goes to the query with the largest product of class weight and mask probability.
     """
-    probabilities = _probabilities(logits[row])
+    probabilities = _probabilities(logits)
     confidence = probabilities.max(axis=1)
     weights = _sharpened(probabilities, temperature)
     labels, weights = weights.argmax(axis=1), weights.max(axis=1)
@@ -124,7 +119,7 @@ def contest(
 
     def add(start: Int[Array, ""], chunk: Int[Array, "n"], state: tuple[Array, ...]) -> tuple[Array, ...]:
         strongest, owner, inside, claimed = state
-        mask = jax.nn.sigmoid(_enlarge(masks[row, chunk], to_original))
+        mask = jax.nn.sigmoid(_enlarge(masks[chunk], to_original))
         half = mask >= 0.5
         claimed = lax.dynamic_update_slice(claimed, jnp.sum(half & picture, axis=(1, 2)), (start,))
         for place in range(step):
@@ -149,11 +144,9 @@ def contest(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("temperature",))
 def classes_before(
-    logits: Float[Array, "b q k"],
-    masks: Float[Array, "b q h4 w4"],
-    row: Int[Array, ""],
+    logits: Float[Array, "q k"],
+    masks: Float[Array, "q h4 w4"],
     to_original: tuple[Taps, Taps],
     *,
     temperature: float,
@@ -163,27 +156,25 @@ def classes_before(
 
     No query is left out: one that is unsure adds nearly the same to every class.
     """
-    weights = _sharpened(_probabilities(logits[row]), temperature)
+    weights = _sharpened(_probabilities(logits), temperature)
     rows, columns = to_original
-    masks = _queries_last(masks[row])
+    masks = _queries_last(masks)
     return _over_rows(lambda block: _best_class(_sums(masks, block, columns, weights)), rows, weights, columns)
 
 
-@jax.jit
 def classes_after(
-    logits: Float[Array, "b q k1"],
-    masks: Float[Array, "b q h4 w4"],
-    row: Int[Array, ""],
+    logits: Float[Array, "q k1"],
+    masks: Float[Array, "q h4 w4"],
     to_canvas: tuple[Taps, Taps],
     to_original: tuple[Taps, Taps],
 ) -> Int[Array, "h w"]:
     """The same for the softmax over classes and "no object", the last column of the logits. The sums are taken on the
     canvas and resized to the file: `to_original` starts from the canvas, as in the official semantic mode.
     """
-    weights = jax.nn.softmax(logits[row].astype(jnp.float32))[:, :-1]
+    weights = jax.nn.softmax(logits.astype(jnp.float32))[:, :-1]
     canvas_rows, canvas_columns = to_canvas
     rows, columns = to_original
-    masks = _queries_last(masks[row])
+    masks = _queries_last(masks)
 
     def block(part: Taps) -> Int[Array, "n w"]:
         scores = 0

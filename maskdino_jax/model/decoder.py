@@ -21,11 +21,11 @@ class DecoderLayer(nnx.Module):
     def __init__(self, config: ModelConfig, *, dtype: DTypeLike, rngs: Keys) -> None:
         dim = config.hidden_dim
         self.self_attn = SelfAttention(dim, config.num_heads, dtype=dtype, rngs=rngs)
-        self.self_norm = layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.self_norm = layer_norm(dim, dtype=jnp.float32, rngs=rngs)
         self.cross_attn = DeformableAttention(config, dtype=dtype, rngs=rngs)
-        self.cross_norm = layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.cross_norm = layer_norm(dim, dtype=jnp.float32, rngs=rngs)
         self.ffn = FeedForward(dim, config.decoder.ffn_dim, dtype=dtype, rngs=rngs)
-        self.ffn_norm = layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.ffn_norm = layer_norm(dim, dtype=jnp.float32, rngs=rngs)
 
     def __call__(
         self,
@@ -53,7 +53,6 @@ class Decoder(nnx.Module):
         dim = config.hidden_dim
         self.ref_point_head = MLP((2 * dim, dim, dim), init="xavier", last="xavier", rngs=rngs)
         self.layers = nnx.List([DecoderLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.decoder.layers)])
-        self.dtype = dtype
 
     def __call__(
         self,
@@ -68,19 +67,18 @@ class Decoder(nnx.Module):
 
         `anchors` are boxes before the sigmoid; `blocked[i, j]` keeps query i from attending to query j.
         """
-        queries = content.astype(self.dtype)
+        queries = content.astype(jnp.float32)  # the norms keep it so: bfloat16 would add up its rounding
         boxes = jax.nn.sigmoid(anchors)
-        all_queries, all_boxes = [content.astype(jnp.float32)], [boxes]
+        all_queries, all_boxes = [queries], [boxes]
         previous = boxes
         for layer in self.layers:
             sine = box_sine_embedding(boxes, content.shape[-1] // 2)
-            positions = self.ref_point_head(sine).astype(self.dtype)
+            positions = self.ref_point_head(sine)
             queries = layer(queries, positions, boxes, memory, levels, blocked)
-            raw = queries.astype(jnp.float32)
             # The heads norm once more what is normed here: the released weights were trained so.
-            normed = heads.norm(raw)
+            normed = heads.norm(queries)
             all_queries.append(normed)
             all_boxes.append(jax.nn.sigmoid(heads.box_embed(normed) + logit(previous)))
-            previous = jax.nn.sigmoid(heads.box_embed(raw) + logit(boxes))
+            previous = jax.nn.sigmoid(heads.box_embed(queries) + logit(boxes))
             boxes = jax.lax.stop_gradient(previous)
         return all_queries, all_boxes

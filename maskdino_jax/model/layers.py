@@ -59,17 +59,16 @@ def group_norm(dim: int, *, dtype: DTypeLike, rngs: Keys) -> nnx.GroupNorm:
 class FrozenBatchNorm(nnx.Module):
     """Batch norm with stored statistics and stored scale and bias: an affine map per channel, never trained."""
 
-    def __init__(self, dim: int, *, dtype: DTypeLike) -> None:
+    def __init__(self, dim: int) -> None:
         self.scale = Frozen(jnp.ones(dim))
         self.bias = Frozen(jnp.zeros(dim))
         self.mean = Frozen(jnp.zeros(dim))
         self.var = Frozen(jnp.ones(dim))
-        self.dtype = dtype
 
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
         scale = self.scale[...] * jax.lax.rsqrt(self.var[...] + EPSILON)
         shift = self.bias[...] - self.mean[...] * scale
-        return x.astype(self.dtype) * scale.astype(self.dtype) + shift.astype(self.dtype)
+        return x.astype(jnp.float32) * scale + shift
 
 
 class BatchNorm(nnx.Module):
@@ -78,12 +77,11 @@ class BatchNorm(nnx.Module):
     The statistics follow the convention of PyTorch: a share of 0.1 of the new value, variances without bias.
     """
 
-    def __init__(self, dim: int, *, dtype: DTypeLike) -> None:
+    def __init__(self, dim: int) -> None:
         self.scale = nnx.Param(jnp.ones(dim))
         self.bias = nnx.Param(jnp.zeros(dim))
         self.mean = Frozen(jnp.zeros(dim))
         self.var = Frozen(jnp.ones(dim))
-        self.dtype = dtype
 
     def __call__(self, x: Float[Array, "b h w d"], training: bool) -> Float[Array, "b h w d"]:
         mean, var = self.mean[...], self.var[...]
@@ -96,11 +94,14 @@ class BatchNorm(nnx.Module):
             self.mean[...] = keep(self.mean[...], mean)
             self.var[...] = keep(self.var[...], var * (count / max(count - 1, 1)))
         scale = self.scale[...] * jax.lax.rsqrt(var + EPSILON)
-        return ((wide - mean) * scale + self.bias[...]).astype(self.dtype)
+        return (wide - mean) * scale + self.bias[...]
 
 
 class ConvNorm(nnx.Module):
-    """Convolution padded symmetrically, then a norm: frozen_bn, batch_norm or group_norm."""
+    """Convolution padded symmetrically, then a norm: frozen_bn, batch_norm or group_norm.
+
+    The result is float32 whatever the type of the convolution: what shortcuts add up would collect the rounding.
+    """
 
     def __init__(
         self,
@@ -128,11 +129,11 @@ class ConvNorm(nnx.Module):
             rngs=rngs,
         )
         if norm == "frozen_bn":
-            self.norm = FrozenBatchNorm(fan_out, dtype=dtype)
+            self.norm = FrozenBatchNorm(fan_out)
         elif norm == "batch_norm":
-            self.norm = BatchNorm(fan_out, dtype=dtype)
+            self.norm = BatchNorm(fan_out)
         else:
-            self.norm = group_norm(fan_out, dtype=dtype, rngs=rngs)
+            self.norm = group_norm(fan_out, dtype=jnp.float32, rngs=rngs)
         self.kernel, self.stride = kernel, stride
 
     def __call__(

@@ -23,9 +23,9 @@ class EncoderLayer(nnx.Module):
     def __init__(self, config: ModelConfig, *, dtype: DTypeLike, rngs: Keys) -> None:
         dim = config.hidden_dim
         self.self_attn = DeformableAttention(config, dtype=dtype, rngs=rngs)
-        self.norm1 = layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.norm1 = layer_norm(dim, dtype=jnp.float32, rngs=rngs)
         self.ffn = FeedForward(dim, config.encoder.ffn_dim, dtype=dtype, rngs=rngs)
-        self.norm2 = layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.norm2 = layer_norm(dim, dtype=jnp.float32, rngs=rngs)
 
     def __call__(
         self,

@@ -8,7 +8,7 @@ import numpy as np
 from maskdino_jax.config import Config, InferenceConfig
 from maskdino_jax.data.catalog import Catalog, Category
 from maskdino_jax.inference.frame import Frame
-from maskdino_jax.inference.postprocess import Postprocessor
+from maskdino_jax.inference.postprocess import Pending, Postprocessor
 from maskdino_jax.inference.results import Segments
 from maskdino_jax.structures import Outputs
 
@@ -52,7 +52,7 @@ def segments_of(
     processor = Postprocessor(catalog_of(*is_thing), config)
     boxes = np.zeros((len(logits), 4)) if boxes is None else boxes
     outputs = outputs_of(np.asarray(logits)[None], np.asarray(boxes)[None], np.asarray(masks)[None])
-    return processor.finish(processor.start(outputs, 0, frame))
+    return processor.finish(Pending(record=0, frame=frame, row=0, found=processor.start(outputs, [frame])))
 
 
 def random_outputs(

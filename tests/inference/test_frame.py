@@ -16,7 +16,7 @@ def recorded(golden):
 
 def enlarged(masks: np.ndarray, frame: Frame) -> np.ndarray:
     """Masks at the original size, the filler of the target cut off."""
-    rows, columns = frame.to_original()
+    rows, columns = frame.to_original(frame.target)
     height, width = frame.original_size
     full = np.asarray(rows(columns(jnp.asarray(masks, jnp.float32), axis=2), axis=1))
     assert full.shape == (len(masks), *frame.target)
@@ -63,7 +63,7 @@ def test_the_two_steps_by_themselves_are_the_upsampling_and_the_resize():
     on_canvas = np.asarray(rows(columns(jnp.asarray(masks), axis=2), axis=1))
     assert on_canvas.shape == (2, *canvas)
     np.testing.assert_allclose(on_canvas[:, :64, :96], resize(masks[:, :16, :24], (64, 96)), atol=1e-6)
-    rows, columns = frame.canvas_to_original()
+    rows, columns = frame.canvas_to_original(frame.target)
     found = np.asarray(rows(columns(jnp.asarray(on_canvas), axis=2), axis=1))[:, :47, :151]
     np.testing.assert_allclose(found, resize(on_canvas[:, :60, :83], (47, 151)), atol=1e-5)
 

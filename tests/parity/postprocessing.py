@@ -7,7 +7,7 @@ import numpy as np
 from maskdino_jax.config import Config
 from maskdino_jax.data.catalog import Catalog
 from maskdino_jax.inference.frame import Frame
-from maskdino_jax.inference.postprocess import Postprocessor
+from maskdino_jax.inference.postprocess import Pending, Postprocessor
 from maskdino_jax.inference.results import Segments
 from maskdino_jax.structures import Outputs
 from tests.parity.official import Recording
@@ -21,7 +21,10 @@ def results(recording: Recording, outputs: Outputs, config: Config) -> list[Segm
         Frame(size=tuple(size), original_size=tuple(original), extent=(height, width))
         for size, original in zip(recording.sizes.tolist(), recording.arrays["input/out_size"].tolist(), strict=True)
     ]
-    return [postprocessor.finish(postprocessor.start(outputs, row, frame)) for row, frame in enumerate(frames)]
+    found = postprocessor.start(outputs, frames)
+    return [
+        postprocessor.finish(Pending(record=row, frame=frame, row=row, found=found)) for row, frame in enumerate(frames)
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
