@@ -7,12 +7,19 @@ os.environ.setdefault("NPROC", "16")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 os.environ["JAX_PLATFORMS"] = os.environ.get("MASKDINO_TEST_PLATFORM", "cpu")
 
+import tempfile
 from pathlib import Path
 
 import pytest
 from absl import flags
 
 flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # What one test compiled, others find, also those in other processes of the same run.
+    _programs = tempfile.TemporaryDirectory(prefix="maskdino-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 TESTS = Path(__file__).parent
 SHARED = TESTS.parent.parent / "shared"

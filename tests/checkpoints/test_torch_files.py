@@ -302,6 +302,7 @@ def test_what_is_written_is_the_pickle_that_pytorch_would_write(tmp_path: Path) 
     ]
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("new_format", [True, False])
 def test_pytorch_writes_what_we_read(tmp_path: Path, real_torch: Any, new_format: bool) -> None:
     torch = real_torch
@@ -330,6 +331,7 @@ def test_pytorch_writes_what_we_read(tmp_path: Path, real_torch: Any, new_format
         np.testing.assert_array_equal(again[name], found[name])
 
 
+@pytest.mark.torch
 def test_pytorch_reads_what_we_write(tmp_path: Path, real_torch: Any) -> None:
     shared = GRID.copy()
     arrays = {"one": shared, "other": shared, "count": np.array(7), "half": GRID.astype(np.float16)}

@@ -45,12 +45,23 @@ def test_a_converted_checkpoint_is_evaluated_and_predicts_as_the_file_does(file:
         np.testing.assert_array_equal(one.instances.scores, other.instances.scores)
 
 
-def test_training_starts_from_the_file(file: Path, variables: dict, tmp_path: Path) -> None:
-    config = _config(steps=1)
-    config.train.init_from, config.optimizer.learning_rate = str(file), 0.0
-    runner.train(config, tmp_path)
-    for old, new in zip(jax.tree.leaves(variables), jax.tree.leaves(_restored(tmp_path, variables)), strict=True):
-        np.testing.assert_array_equal(old, new)
+@pytest.mark.torch
+def test_a_file_written_by_pytorch_converts_restores_and_predicts(variables: dict, file: Path, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    tensors = torch_import.to_state_dict(variables, _config().model, 133)
+    saved = {"model": {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}, "iteration": 7}
+    torch.save(saved, tmp_path / "torch.pth")
+    torch_import.convert(tmp_path / "torch.pth", _config(), tmp_path / "converted")
+    image = min((COCO / "val2017").glob("*.jpg"))
+    found = Predictor.from_checkpoint(tmp_path / "converted")(image)
+    np.testing.assert_array_equal(found.panoptic.ids, Predictor.from_torch(file, _config())(image).panoptic.ids)
+
+
+def test_a_fresh_model_takes_all_weights_of_the_file(file: Path, variables: dict) -> None:
+    fresh = random_variables(ModelSpec(_config().model, num_classes=133), seed=1)
+    found = start_from(fresh, file, _config())
+    for new, old in zip(jax.tree.leaves(found), jax.tree.leaves(variables), strict=True):
+        np.testing.assert_array_equal(new, old)
 
 
 def test_weights_of_a_workdir_are_taken_but_for_other_classes(file: Path, variables: dict, tmp_path: Path) -> None:
@@ -67,12 +78,16 @@ def test_weights_of_a_workdir_are_taken_but_for_other_classes(file: Path, variab
         start_from(random_variables(ModelSpec(config.model, num_classes=133)), tmp_path, config)
 
 
-def _restored(workdir: Path, variables: dict) -> dict:
-    return Reader(workdir).variables(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables))
-
-
 def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
-    config = _config(steps=1)
-    config.train.init_from = str(tmp_path / "r50.pth")
     with pytest.raises(FileNotFoundError, match=r"config\.train\.init_from = .*r50\.pth"):
-        runner.train(config, tmp_path / "run")
+        start_from({}, tmp_path / "r50.pth", _config())
+
+
+@pytest.mark.slow
+def test_training_starts_from_the_file(file: Path, variables: dict, tmp_path: Path) -> None:
+    config = _config(steps=1)
+    config.train.init_from, config.optimizer.learning_rate = str(file), 0.0
+    runner.train(config, tmp_path)
+    restored = Reader(tmp_path).variables(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables))
+    for old, new in zip(jax.tree.leaves(variables), jax.tree.leaves(restored), strict=True):
+        np.testing.assert_array_equal(old, new)

