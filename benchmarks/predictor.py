@@ -54,7 +54,7 @@ def _difference(one: Segments, other: Segments) -> tuple[float, int]:
 
 
 def main(_: list[str]) -> None:
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    logging.getLogger("jax").setLevel(logging.WARNING)
     paths = sorted(Path(_IMAGES.value).glob("*.jpg"))
     logging.info("jax %s on %s", jax.__version__, jax.devices()[0].device_kind)
     results = {}

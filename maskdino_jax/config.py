@@ -227,6 +227,7 @@ FREE_ON_RESUME = (
     "data.eval_long_side",
     "data.eval_canvas",
     "train.steps",
+    "train.init_from",
     "train.log_every",
     "train.eval_every",
     "train.checkpoint_every",
