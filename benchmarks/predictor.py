@@ -47,10 +47,17 @@ def _time(predictor: Predictor, path: Path) -> tuple[float, float]:
     return seconds[0], statistics.median(seconds[1:])
 
 
-def _difference(one: Segments, other: Segments) -> tuple[float, int]:
-    """Largest difference of the sorted scores, and pixels of masks that differ, over instances of equal rank."""
-    scores = float(np.abs(one.instances.scores - other.instances.scores).max())
-    return scores, int(np.bitwise_count(one.instances.bits ^ other.instances.bits).sum())
+def _difference(one: Segments, other: Segments) -> tuple[int, float, int]:
+    """Pairs of query and class that both have, their largest difference of scores, and pixels of masks that differ."""
+    places = [
+        {pair: place for place, pair in enumerate(zip(found.queries.tolist(), found.labels.tolist(), strict=True))}
+        for found in (one.instances, other.instances)
+    ]
+    common = sorted(set(places[0]) & set(places[1]))
+    first, second = ([rows[pair] for pair in common] for rows in places)
+    scores = np.abs(one.instances.scores[first] - other.instances.scores[second]).max()
+    pixels = np.bitwise_count(one.instances.bits[first] ^ other.instances.bits[second]).sum()
+    return len(common), float(scores), int(pixels)
 
 
 def main(_: list[str]) -> None:
@@ -66,8 +73,9 @@ def main(_: list[str]) -> None:
             shape = prepare_image(load_image(path), predictor.config.data).image.shape[:2]
             logging.info("%s, %s on %d x %d: first %.2f s, then %.2f s", canvas, path.name, *shape, first, median)
     for path in paths:
-        score, pixels = _difference(results["exact", path], results["bucketed", path])
-        logging.info("%s: bucketed and exact differ by %.1e in scores, %d pixels of masks", path.name, score, pixels)
+        common, score, pixels = _difference(results["exact", path], results["bucketed", path])
+        said = f"{common} instances in common, which differ by {score:.1e} in scores and {pixels} pixels of masks"
+        logging.info("%s: %s", path.name, said)
 
 
 if __name__ == "__main__":
