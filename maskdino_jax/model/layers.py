@@ -1,8 +1,10 @@
 """Building blocks: convolution with a norm, MLP, attention, and the initialisers of the official model."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +38,15 @@ def uniform_bias(fan_in: int) -> Callable[..., jax.Array]:
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+def dot_general(x: Array, kernel: Array, dimension_numbers: Any, **options: Any) -> Array:
+    """`jax.lax.dot_general`; on a CPU, products of bfloat16 are quick only if they are returned in float32."""
+    plain = functools.partial(jax.lax.dot_general, dimension_numbers=dimension_numbers, **options)
+    if x.dtype != jnp.bfloat16:
+        return plain(x, kernel)
+    wide = lambda x, kernel: plain(x, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
+    return jax.lax.platform_dependent(x, kernel, cpu=wide, default=plain)
+
+
 def linear(fan_in: int, fan_out: int, *, init: str = "fan_in", dtype: DTypeLike, rngs: Keys) -> nnx.Linear:
     """Linear layer. `init`: fan_in (heads), xavier (transformer stacks) or zeros (last layer of the box head)."""
     if init == "zeros":
@@ -44,7 +55,15 @@ def linear(fan_in: int, fan_out: int, *, init: str = "fan_in", dtype: DTypeLike,
         kernel_init, bias_init = nnx.initializers.xavier_uniform(), uniform_bias(fan_in)
     else:
         kernel_init, bias_init = uniform_fan_in, uniform_bias(fan_in)
-    return nnx.Linear(fan_in, fan_out, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs)
+    return nnx.Linear(
+        fan_in,
+        fan_out,
+        kernel_init=kernel_init,
+        bias_init=bias_init,
+        dot_general=dot_general,
+        dtype=dtype,
+        rngs=rngs,
+    )
 
 
 def layer_norm(dim: int, *, dtype: DTypeLike, rngs: Keys) -> nnx.LayerNorm:
@@ -199,7 +218,7 @@ class SelfAttention(nnx.Module):
         init = lambda *args: packed(*args) - math.sqrt(6 / (4 * dim))
         zeros = nnx.initializers.zeros_init()
         project = lambda kernel_init: nnx.Linear(
-            dim, dim, kernel_init=kernel_init, bias_init=zeros, dtype=dtype, rngs=rngs
+            dim, dim, kernel_init=kernel_init, bias_init=zeros, dot_general=dot_general, dtype=dtype, rngs=rngs
         )
         self.query, self.key, self.value = project(init), project(init), project(init)
         self.out = project(nnx.initializers.xavier_uniform())
@@ -236,8 +255,10 @@ class DeformableAttention(nnx.Module):
         # Offsets and weights stay float32: bfloat16 would lose a thirtieth of a pixel at 8 pixels' distance.
         self.sampling_offsets = nnx.Linear(dim, samples * 2, kernel_init=zeros, bias_init=bias, rngs=rngs)
         self.attention_weights = nnx.Linear(dim, samples, kernel_init=zeros, bias_init=zeros, rngs=rngs)
-        self.value_proj = nnx.Linear(dim, dim, kernel_init=xavier, bias_init=zeros, dtype=dtype, rngs=rngs)
-        self.output_proj = nnx.Linear(dim, dim, kernel_init=xavier, bias_init=zeros, dtype=dtype, rngs=rngs)
+        project = lambda: nnx.Linear(
+            dim, dim, kernel_init=xavier, bias_init=zeros, dot_general=dot_general, dtype=dtype, rngs=rngs
+        )
+        self.value_proj, self.output_proj = project(), project()
         self.shape = shape
         self.impl = config.deform_attn
 
