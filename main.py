@@ -21,7 +21,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache/mas
 from absl import app, flags
 from ml_collections import config_flags
 
-from maskdino_jax.config import Config, explain_unknown_option
+from maskdino_jax.config import Config
+from maskdino_jax.validation import explain_unknown_option
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs/nuclei_panoptic.py"
 

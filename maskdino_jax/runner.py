@@ -18,7 +18,7 @@ from PIL import Image
 
 from maskdino_jax.checkpoints import Checkpoints, Reader
 from maskdino_jax.checkpoints.initial import start_from
-from maskdino_jax.config import Config, ConfigError, differences, from_dict, validate
+from maskdino_jax.config import Config, ConfigError, from_dict
 from maskdino_jax.data import Catalog, Dataset, open_dataset, train_batches
 from maskdino_jax.evaluation.evaluate import evaluate as run_evaluation
 from maskdino_jax.evaluation.evaluate import metrics_table
@@ -29,6 +29,7 @@ from maskdino_jax.model import ModelSpec
 from maskdino_jax.train.loop import train as run_training
 from maskdino_jax.train.metrics import MetricWriter
 from maskdino_jax.train.step import State, build_train_step, init_state
+from maskdino_jax.validation import differences, validate
 
 _IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -90,10 +91,9 @@ def evaluate(checkpoint: Path, workdir: Path, config: Config | None) -> dict[str
     validation = open_dataset(config.data, "val")
     _require_same_classes(validation, Catalog.from_dict(reader.catalog), f"the checkpoint {checkpoint} was trained on")
     mesh = _mesh(None)
-    spec = ModelSpec(config.model, validation.catalog.num_classes)
-    variables = reader.variables(_abstract(functools.partial(spec.init, 0), mesh))
+    variables = reader.load(NamedSharding(mesh, P()))
     with contextlib.closing(MetricWriter(workdir)) as writer:
-        evaluation = _Evaluation(Detector(spec, mesh), validation, config, workdir / "evaluation", writer)
+        evaluation = _Evaluation(Detector(reader.spec, mesh), validation, config, workdir / "evaluation", writer)
         results = evaluation.of(variables, reader.step)
     _report(results, None, workdir)
     return results

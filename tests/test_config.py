@@ -5,16 +5,8 @@ import json
 
 import pytest
 
-from maskdino_jax.config import (
-    Config,
-    ConfigError,
-    differences,
-    explain_unknown_option,
-    flatten,
-    from_dict,
-    tiny,
-    validate,
-)
+from maskdino_jax.config import Config, ConfigError, flatten, from_dict, tiny
+from maskdino_jax.validation import differences, explain_unknown_option, validate
 
 
 @pytest.mark.parametrize(

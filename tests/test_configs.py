@@ -6,7 +6,8 @@ from types import ModuleType
 
 import pytest
 
-from maskdino_jax.config import Config, ConfigError, backbone, validate
+from maskdino_jax.config import Config, ConfigError, backbone
+from maskdino_jax.validation import validate
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

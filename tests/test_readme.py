@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from maskdino_jax.config import flatten, validate
+from maskdino_jax.config import flatten
+from maskdino_jax.validation import validate
 from tests.test_configs import load
 
 ROOT = Path(__file__).parent.parent

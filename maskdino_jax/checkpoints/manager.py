@@ -5,6 +5,7 @@ the optimizer. The item `meta` explains the weights: step, config, metrics, and 
 """
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from maskdino_jax.config import Config, from_dict
+from maskdino_jax.model import ModelSpec
 
 _FOLDER = "checkpoints"
 _META = "meta"
@@ -113,6 +115,12 @@ class Reader:
         self.meta = metas[self.step]
         self.config: Config = from_dict(self.meta["config"])
         self.catalog: dict[str, Any] = self.meta["catalog"]
+        self.spec = ModelSpec(self.config.model, len(self.catalog["categories"]))
+
+    def load(self, sharding: jax.sharding.Sharding) -> dict[str, Any]:
+        """The weights of `spec`, see `variables`, placed on devices."""
+        place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        return self.variables(jax.tree.map(place, jax.eval_shape(functools.partial(self.spec.init, 0))))
 
     def variables(self, abstract: Mapping[str, Any]) -> dict[str, Any]:
         """Weights of the moving average where the run kept one, else the parameters, shaped and placed as `abstract`.

@@ -21,13 +21,14 @@ from ml_collections import config_flags
 
 from maskdino_jax.checkpoints import names, torch_files
 from maskdino_jax.checkpoints.manager import Checkpoints
-from maskdino_jax.config import Config, ConfigError, ModelConfig, explain_unknown_option, validate
+from maskdino_jax.config import Config, ConfigError, ModelConfig
 from maskdino_jax.data import Catalog
 from maskdino_jax.model import MaskDINO, ModelSpec
+from maskdino_jax.validation import explain_unknown_option, validate
 
 _UNLIKE = "different, although one tensor in the official model"
 _LISTED = 20  # names of each kind in an error
-_CLASS_PARAMETERS = ("params/heads/class_embed/", "params/label_enc/")  # as many rows as classes
+CLASS_PARAMETERS = ("params/heads/class_embed/", "params/label_enc/")  # as many rows as classes
 _FRESH_NORMS = tuple(f"params/backbone/norm{stage}/" for stage in range(4))  # of Swin; ImageNet weights have none
 
 
@@ -111,14 +112,14 @@ def load_into(variables: Mapping[str, Any], path: Path, config: Config) -> dict[
     with _naming(path):
         if any(name.startswith("sem_seg_head.") for name in state_dict):
             loaded, num_classes = variables_from_state_dict(state_dict, config.model)
-            values = _flat(loaded)
+            values = flat(loaded)
             present = len(variables["params"]["label_enc"]["embedding"])
             if num_classes != present:
                 logging.info("%s has %d classes: class head and label embeddings stay fresh", path, num_classes)
-                values = {name: value for name, value in values.items() if not name.startswith(_CLASS_PARAMETERS)}
+                values = {name: value for name, value in values.items() if not name.startswith(CLASS_PARAMETERS)}
         else:
             found = backbone_from_state_dict(state_dict, config.model)
-            values = _flat({kind: {"backbone": tree} for kind, tree in found.items()})
+            values = flat({kind: {"backbone": tree} for kind, tree in found.items()})
     logging.info("%s: %d of %d parameters", path, len(values), len(jax.tree.leaves(dict(variables))))
     keep = lambda keys, leaf: values.get(jax.tree_util.keystr(keys, simple=True, separator="/"), leaf)
     return jax.tree_util.tree_map_with_path(keep, dict(variables))
@@ -225,7 +226,7 @@ def _tree(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return tree
 
 
-def _flat(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def flat(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The inverse of `_tree`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(keys, simple=True, separator="/"): leaf for keys, leaf in leaves}

@@ -1,6 +1,5 @@
 """The object a notebook uses: images in, segments out."""
 
-import functools
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -89,12 +88,8 @@ class Predictor:
             FileNotFoundError: there is no checkpoint.
         """
         reader = Reader(Path(path))
-        catalog = Catalog.from_dict(reader.catalog)
-        spec = ModelSpec(reader.config.model, catalog.num_classes)
-        whole = NamedSharding(_one_device(), P())
-        abstract = jax.eval_shape(functools.partial(spec.init, 0))
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), abstract)
-        return cls(spec, reader.variables(abstract), catalog, config or reader.config)
+        variables = reader.load(NamedSharding(_one_device(), P()))
+        return cls(reader.spec, variables, Catalog.from_dict(reader.catalog), config or reader.config)
 
     @classmethod
     def from_torch(cls, path: str | Path, config: Config) -> Self:

@@ -1,0 +1,192 @@
+"""Checks of options: one by one, against each other, and against those that a workdir was used with."""
+
+import difflib
+from typing import Any
+
+from maskdino_jax.config import BACKBONE_FEATURES, TASKS, Config, ConfigError, DataConfig, ModelConfig, flatten
+
+# Options that may change when a run continues: they alter neither the parameters nor the order of the data.
+FREE_ON_RESUME = (
+    "data.root",
+    "data.workers",
+    "data.val",
+    "data.eval_short_side",
+    "data.eval_long_side",
+    "data.eval_canvas",
+    "train.steps",
+    "train.init_from",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.eval_at_start",
+    "train.log_images",
+    "inference",
+    "model.deform_attn",
+    "best_metric",
+)
+
+_CHOICES = {
+    "data.format": ("coco_panoptic", "coco_instances", "semantic"),
+    "data.classes": ("", "coco_instances", "coco_panoptic", "ade20k", "cityscapes"),
+    "data.eval_canvas": ("bucketed", "exact"),
+    "data.augmentation": ("large_scale_jitter", "short_edge"),
+    "model.backbone.kind": ("resnet", "swin"),
+    "model.backbone.norm": ("frozen_bn", "batch_norm", "group_norm"),
+    "model.class_scores": ("sigmoid", "softmax"),
+    "model.decoder.query_source": ("encoder", "learned"),
+    "model.encoder.order": ("fine_to_coarse", "coarse_to_fine"),
+    "model.decoder.box_init": ("none", "bitmask", "mask2box"),
+    "model.denoising.mode": ("masks", "boxes", "none"),
+    "model.deform_attn": ("xla", "pallas"),
+    "model.dtype": ("float32", "bfloat16"),
+}
+
+_AT_LEAST_ONE = (
+    "model.backbone.width",
+    "model.backbone.window",
+    "model.encoder.layers",
+    "model.decoder.layers",
+    "model.decoder.num_queries",
+    "model.num_points",
+    "loss.num_points",
+    "data.max_instances",
+    "data.eval_short_side",
+    "train.steps",
+    "train.batch_size",
+    "train.accumulate",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "inference.batch_size",
+    "inference.detections_per_image",
+)
+
+_SHARES = (
+    "data.flip",
+    "model.backbone.drop_path",
+    "loss.no_object_weight",
+    "train.ema_decay",
+    "model.denoising.noise_scale",
+    "loss.importance_ratio",
+    "inference.object_threshold",
+    "inference.overlap_threshold",
+    "inference.score_threshold",
+)
+
+
+def validate(config: Config) -> Config:
+    """Check values one by one and against each other.
+
+    Raises:
+        ConfigError: names the option, its value and what would work.
+    """
+    flat = flatten(config)
+
+    def require(condition: bool, path: str, remedy: str) -> None:
+        if not condition:
+            raise ConfigError(f"config.{path} = {flat[path]!r}: {remedy}")
+
+    for path, choices in _CHOICES.items():
+        require(flat[path] in choices, path, f"choose one of {', '.join(choices)}.")
+    for path in _AT_LEAST_ONE:
+        require(flat[path] >= 1, path, "give a whole number of at least 1.")
+    for path in _SHARES:
+        require(0 <= flat[path] <= 1, path, "give a number from 0 to 1.")
+    for path in ("train.seed", "data.workers", "train.eval_every", "train.log_images", "model.denoising.num_queries"):
+        require(flat[path] >= 0, path, "give 0 or a positive whole number.")
+    _validate_model(config.model, require)
+    _validate_data(config.data, require)
+    _validate_train(config, require)
+    return config
+
+
+def _validate_model(model: ModelConfig, require: Any) -> None:
+    require(len(model.backbone.depths) == 4, "model.backbone.depths", "give four block counts, for res2 to res5.")
+    swin = model.backbone.kind == "swin"
+    require(not swin or model.backbone.width % 32 == 0, "model.backbone.width", "give a multiple of 32, Swin's heads.")
+    require(
+        model.decoder.query_source == "encoder" or model.decoder.box_init == "none",
+        "model.decoder.box_init",
+        "learned queries come with boxes of their own: give none, or model.decoder.query_source=encoder.",
+    )
+    require(
+        model.hidden_dim % model.num_heads == 0,
+        "model.hidden_dim",
+        f"give a multiple of model.num_heads = {model.num_heads}.",
+    )
+    require(model.hidden_dim % 32 == 0, "model.hidden_dim", "give a multiple of 32, the groups of its GroupNorms.")
+    features = model.encoder.in_features
+    known = bool(features) and features == BACKBONE_FEATURES[-len(features) :]
+    require(known, "model.encoder.in_features", "give consecutive maps that end with res5, such as ('res4', 'res5').")
+    require(
+        model.encoder.num_levels >= len(features),
+        "model.encoder.num_levels",
+        f"give at least {len(features)}, the number of model.encoder.in_features.",
+    )
+
+
+def _validate_data(data: DataConfig, require: Any) -> None:
+    sized = len(data.image_size) == 2 and all(side >= 32 and side % 32 == 0 for side in data.image_size)
+    require(sized, "data.image_size", "give height and width in pixels, both multiples of 32.")
+    scaled = len(data.scale) == 2 and 0 < data.scale[0] <= data.scale[1]
+    require(scaled, "data.scale", "give the smallest and the largest factor, such as (0.1, 2.0).")
+    if data.augmentation == "short_edge":
+        sides = bool(data.short_sides) and min(data.short_sides) >= 1
+        require(sides, "data.short_sides", "give the pixels of the shorter side, such as (256, 512, 1024).")
+        longest = max(data.short_sides)
+        require(data.long_side >= longest, "data.long_side", f"give at least {longest}, the largest short side.")
+    if data.format == "semantic":
+        listed = data.classes in ("ade20k", "cityscapes")
+        require(listed, "data.classes", "label images name no classes: give ade20k or cityscapes.")
+    require(
+        data.eval_long_side >= data.eval_short_side,
+        "data.eval_long_side",
+        f"give at least data.eval_short_side = {data.eval_short_side}.",
+    )
+
+
+def _validate_train(config: Config, require: Any) -> None:
+    train = config.train
+    require(
+        train.batch_size % train.accumulate == 0,
+        "train.accumulate",
+        f"give a divisor of train.batch_size = {train.batch_size}.",
+    )
+    require(train.ema_decay < 1, "train.ema_decay", "give a number below 1, such as 0.9999, or 0 for none.")
+    tasks = config.inference.tasks
+    require(bool(tasks) and set(tasks) <= set(TASKS), "inference.tasks", f"give at least one of {', '.join(TASKS)}.")
+    if config.data.format == "semantic" or config.model.class_scores == "softmax":
+        require(tasks == ("semantic",), "inference.tasks", "semantic models and data sets: give ('semantic',).")
+    if config.data.format == "coco_instances":
+        require(tasks == ("instance",), "inference.tasks", "COCO instances have no stuff: give ('instance',).")
+    task = {"bbox": "instance", "segm": "instance", "panoptic_seg": "panoptic", "sem_seg": "semantic"}
+    require(
+        task.get(config.best_metric.partition("/")[0]) in tasks,
+        "best_metric",
+        "give a metric of one of config.inference.tasks, such as panoptic_seg/PQ, segm/AP, bbox/AP or sem_seg/mIoU.",
+    )
+    milestones = config.optimizer.milestones
+    require(list(milestones) == sorted(milestones), "optimizer.milestones", "give the steps in ascending order.")
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """Options that differ between the config of a workdir and the present one and may not change on resumption."""
+
+    def fixed(flat: dict[str, Any]) -> dict[str, Any]:
+        free = lambda path: any(path == name or path.startswith(name + ".") for name in FREE_ON_RESUME)
+        return {path: value for path, value in flat.items() if not free(path)}
+
+    before, now = fixed(flatten(old)), fixed(flatten(new))
+    return [f"config.{path}: {before[path]!r} there, {now[path]!r} here" for path in now if before[path] != now[path]]
+
+
+def explain_unknown_option(arguments: list[str], error: Exception) -> str:
+    """Message for a command line with an option that no config has, naming the nearest one that exists."""
+    known = list(flatten(Config()))
+    for argument in arguments:
+        path = argument.lstrip("-").partition("=")[0]
+        if path.startswith("config.") and path.removeprefix("config.") not in known:
+            near = difflib.get_close_matches(path.removeprefix("config."), known, n=1, cutoff=0.0)
+            return f"unknown option {argument!r}. The nearest option is --config.{near[0]}; see maskdino_jax/config.py."
+    return f"the config file cannot be used: {error}. Options and their types are in maskdino_jax/config.py."
