@@ -7,7 +7,10 @@ import pytest
 
 from maskdino_jax.config import Config, backbone, tiny
 from maskdino_jax.model import ModelSpec
+from maskdino_jax.model.keys import Keys
+from maskdino_jax.model.layers import by_blocks
 from maskdino_jax.model.levels import Levels
+from maskdino_jax.model.pixel_decoder import PixelDecoder
 from maskdino_jax.ops.extents import repeat_border
 from maskdino_jax.ops.positions import map_sine_embedding
 from maskdino_jax.ops.resize import resize_bilinear
@@ -64,6 +67,25 @@ def test_resizing_a_map_with_repeated_border_is_resizing_its_extent() -> None:
     maps = jax.random.normal(jax.random.key(0), (1, 5, 6, 2))
     whole = resize_bilinear(repeat_border(maps, jnp.array([[3, 4]])), (10, 12))
     np.testing.assert_allclose(whole[:, :6, :8], resize_bilinear(maps[:, :3, :4], (6, 8)), atol=1e-6)
+
+
+def test_blocks_change_nothing() -> None:
+    tokens = jax.random.normal(jax.random.key(0), (2, 1500, 3))  # one full block and a part
+    found = jax.jit(lambda x: by_blocks(lambda y: y * 2 + y.sum(-1, keepdims=True), x))(tokens)
+    np.testing.assert_allclose(found, tokens * 2 + tokens.sum(-1, keepdims=True), rtol=1e-5, atol=1e-6)
+
+
+def test_misplaced_positions_swap_the_maps_of_the_two_added_levels_but_not_their_embeddings() -> None:
+    config = _spec(swin=False, order="coarse_to_fine", box_init="none").config
+    config.encoder.aligned_positions = False
+    channels = {f"res{level}": 8 for level in range(2, 6)}
+    decoder = PixelDecoder(config, channels, dtype=jnp.float32, rngs=Keys(0))
+    sizes = ((1, 2), (2, 3), (4, 6), (8, 12), (16, 24))
+    sine = lambda size: map_sine_embedding(*size, config.hidden_dim)[0].reshape(-1, config.hidden_dim)
+    placed = [sizes[1], sizes[0], *sizes[2:]]
+    expected = [sine(size) + decoder.level_embed[level] for level, size in enumerate(placed)]
+    found = decoder._positions(Levels(sizes), config.hidden_dim)[0]
+    np.testing.assert_allclose(found, np.concatenate(expected), atol=1e-6)
 
 
 def test_misplaced_positions_refuse_a_shared_canvas() -> None:
