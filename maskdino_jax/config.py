@@ -63,6 +63,7 @@ class ModelConfig:
     hidden_dim: int = 256  # channels of tokens, queries and mask features
     num_heads: int = 8
     class_scores: str = "sigmoid"  # sigmoid: classes are independent | softmax: one more column says "no object"
+    masks: bool = True  # False: detection only, nothing reads or learns masks; they can be learned in a fine-tuning
     num_points: int = 4  # deformable sampling points of each head on each level
     deform_attn: str = "xla"  # xla: runs everywhere; pallas: GPU kernel (see kernels/README.md)
     dtype: str = "float32"  # compute type of convolutions and projections; parameters stay float32
@@ -87,6 +88,8 @@ class LossConfig:
     oversample_ratio: float = 3.0  # candidates for each uncertain point
     importance_ratio: float = 0.75  # share of the points that are chosen by uncertainty
     no_object_weight: float = 0.1  # of "no object" in the softmax class loss
+    box_loss_things_only: bool = False  # True: boxes of stuff are not trained (paper, section 3.6)
+    match_box_things_mean: bool = False  # True: stuff is matched with the mean box cost of things
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -142,6 +145,7 @@ class TrainConfig:
     steps: int = 368_750
     batch_size: int = 16  # images of one optimizer step, over all devices and hosts
     accumulate: int = 1  # parts a batch is computed in, one after the other, to save memory
+    remat: str = "none"  # whose layers are computed twice, to save memory: none | transformer | backbone | all
     seed: int = 0
     init_from: str = ""  # weights to start from: an ImageNet backbone, an official checkpoint, or a workdir of ours
     ema_decay: float = 0.0  # 0: no moving average; else evaluation and prediction use it
@@ -155,7 +159,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class InferenceConfig:
-    tasks: tuple[str, ...] = ("instance", "panoptic", "semantic")
+    tasks: tuple[str, ...] = ("instance", "panoptic", "semantic")  # or detection alone: instances without masks
     detections_per_image: int = 100
     object_threshold: float = 0.25  # panoptic: queries with a lower best class score are dropped
     overlap_threshold: float = 0.8  # panoptic: segments that keep less of their mask are dropped
@@ -218,7 +222,7 @@ class ConfigError(ValueError):
 
 
 BACKBONE_FEATURES = ("res2", "res3", "res4", "res5")
-TASKS = ("instance", "panoptic", "semantic")
+TASKS = ("instance", "panoptic", "semantic", "detection")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

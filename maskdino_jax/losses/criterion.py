@@ -7,28 +7,26 @@ mean number of objects on a device.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from maskdino_jax.config import LossConfig, ModelConfig
 from maskdino_jax.losses.costs import matching_cost
-from maskdino_jax.losses.functional import binary_cross_entropy, dice_loss, focal_loss, giou_loss, l1_loss
+from maskdino_jax.losses.functional import focal_loss, giou_loss, l1_loss
+from maskdino_jax.losses.mask_loss import Draw, Rows, mask_losses
 from maskdino_jax.losses.matcher import match
-from maskdino_jax.ops.points import sample_masks, sample_packed, uncertain_points
 from maskdino_jax.structures import DenoisingPlan, Matches, Predictions, Targets, TrainOutputs
 
 Terms = dict[str, Float[Array, ""]]
 
-# Uniform points in [0, 1)^2: (use, index of the prediction set, shape) -> array. The uses are `matching`, `candidates`
-# and `uniform`, and the latter two with the prefix `denoising_`.
-Draw = Callable[[str, Int[Array, ""], tuple[int, ...]], Float[Array, "..."]]
-
-_USES = ("matching", "candidates", "uniform", "denoising_candidates", "denoising_uniform")
+_USES = ("matching", "candidates", "uniform")
 _TERMS = ("loss_ce", "loss_mask", "loss_dice", "loss_bbox", "loss_giou")
+_IMAGES = 4  # whose costs are computed at a time: 13 MB of features at 12,544 points for each
 
 
 @jax.tree_util.register_dataclass
@@ -41,34 +39,38 @@ class Pairs:
     valid: Bool[Array, "*l b r"]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Scale:
-    """What sums are divided by, and which class loss there is."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Prediction sets that are treated alike: those that are matched, or those of the denoising slots."""
 
-    num_objects: Float[Array, ""]
-    num_parts: int
-    softmax: bool
+    suffixes: list[str]
+    predictions: Predictions  # [l, b, q, ...]
+    pairs: Pairs
+    counted: Bool[Array, "b q"]  # queries with a class loss
+    num_objects: Float[Array, ""]  # what sums are divided by
+    num_answers: Float[Array, ""]  # how many queries of the whole batch answer for a target
+    num_counted: Float[Array, ""]  # how many of them are counted
+    masks: bool
 
 
 def criterion(
     outputs: TrainOutputs,
     targets: Targets,
-    key: PRNGKeyArray,
+    keys: Key[Array, "b"],
     loss: LossConfig,
     model: ModelConfig,
     *,
-    num_objects: Float[Array, ""],
-    num_parts: int = 1,
+    counts: Int[Array, "c"],
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, ""], Terms]:
-    """Total loss and its weighted terms; the total is their sum.
+    """Total loss and its weighted terms, whose sum it is. Gradients flow through the total alone.
 
     Args:
         outputs: float32 or bfloat16; everything here is computed in float32.
-        key: source of the points at which masks are compared.
+        keys: one for each image; source of the points at which masks are compared.
         model: where the queries come from, what the class scores are, and what is denoised.
-        num_objects: existing targets of the whole batch (all devices, all accumulated parts), at least 1.
-        num_parts: equal parts of the batch whose terms are added up; these outputs are one of them.
+        counts: number of targets of each image of the whole batch, of which the images here may be a part; the losses
+            of all parts add up to that of the batch.
         mesh: its axis "data" divides the images; see `matcher.match`.
 
     Returns:
@@ -76,153 +78,204 @@ def criterion(
         for the last layer, `_i` for decoder set i (0 is the input of the first layer), `_interm` for the encoder, and
         `_dn` or `_dn_i` for the denoising slots. With learned queries there is no `_interm` and no `_dn_0`.
     """
-
-    def draw(use: str, index: Array, shape: tuple[int, ...]) -> Array:
-        return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, _USES.index(use)), index), shape)
-
-    sizes = {"num_objects": num_objects, "num_parts": num_parts}
-    terms = weighted_terms(outputs, targets, draw, loss, model, **sizes, mesh=mesh)
-    return sum(terms.values()), terms
+    return criterion_at(outputs, targets, keys, uniform, loss, model, counts=counts, mesh=mesh)
 
 
-def weighted_terms(
+def uniform(use: str, key: Key[Array, ""], index: Int[Array, ""], count: int) -> Float[Array, "c 2"]:
+    """The points of an image: a function of its key, the use and the index alone."""
+    return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, _USES.index(use)), index), (count, 2))
+
+
+def criterion_at(
     outputs: TrainOutputs,
     targets: Targets,
+    sources: Any,
     draw: Draw,
     loss: LossConfig,
     model: ModelConfig,
     *,
-    num_objects: Float[Array, ""],
-    num_parts: int = 1,
+    counts: Int[Array, "c"],
     mesh: Mesh | None = None,
-) -> Terms:
-    """The terms of `criterion` with points from a given source."""
-    # Converted here and not in the loop over prediction sets, so that their gradients add up in float32.
+) -> tuple[Float[Array, ""], Terms]:
+    """`criterion` at the points that `draw` makes of an image's element of `sources`, a tree with a leading axis b.
+
+    The rows of `mask_loss.Rows` are the targets of matching set 0, of set 1 and so on, then the slots of denoising
+    set 0 (1 with learned queries) and so on.
+    """
+    # Converted once and not for each prediction set, so that their gradients add up in float32.
     features = outputs.mask_features.astype(jnp.float32)
-    matches = match_all(outputs.matching, targets, features, draw, loss, mesh)
-    sets, _, n = matches.query.shape
-    pairs = Pairs(query=matches.query, target=jnp.broadcast_to(jnp.arange(n), matches.query.shape), valid=matches.valid)
-    counted = jnp.ones(outputs.matching.logits.shape[1:3], bool)
-    selected = model.decoder.query_source == "encoder"
-    depth = sets - 1 - selected  # the last decoder set; after it may come the encoder's
-    suffixes = [*(f"_{i}" for i in range(depth)), "", *(["_interm"] if selected else [])]
-    scale = _Scale(num_objects, num_parts, model.class_scores == "softmax")
-    terms = _named(_values(outputs.matching, pairs, counted, targets, features, draw, loss, scale), suffixes, loss)
+    matches = match_all(outputs.matching, targets, features, sources, draw, loss, mesh)
+    groups = [_matched(outputs, matches, counts, model)]
     if outputs.denoising is not None:
-        pairs, counted = _denoising_pairs(outputs.plan, depth + 1)
-        prefixed = lambda use, index, shape: draw(f"denoising_{use}", index, shape)
-        masks = model.denoising.mode == "masks"
-        groups = jnp.maximum(outputs.plan.num_groups, 1)  # without groups every sum is zero
-        scale = dataclasses.replace(scale, num_objects=num_objects * groups)
-        values = _values(outputs.denoising, pairs, counted, targets, features, prefixed, loss, scale, masks=masks)
-        suffixes = [*(f"_dn_{i}" for i in range(depth)), "_dn"]
-        skipped = 0 if selected else 1  # the official code has no loss for noised queries that met no layer yet
-        terms |= _named(values[skipped:], suffixes[skipped:], loss, masks=masks)
-    return terms
+        groups.append(_denoised(outputs, counts, model))
+    mask_total, mask_values = _mask_terms(groups, targets, features, sources, draw, loss, mesh)
+    weights = loss.weights
+    total, terms = mask_total, {}
+    for group, (entropy, dice) in zip(groups, mask_values, strict=True):
+        classes = _class_values(group, targets, loss, softmax=model.class_scores == "softmax")
+        boxes, overlaps = _box_values(group, targets)
+        own = (weights.classification * classes, weights.mask * entropy, weights.dice * dice)
+        own = (*own, weights.box * boxes, weights.giou * overlaps)
+        total = total + sum(jnp.sum(own[i]) for i in (0, 3, 4))
+        for name, values in zip(_TERMS, own, strict=True):
+            if group.masks or name not in ("loss_mask", "loss_dice"):
+                terms |= {name + suffix: values[i] for i, suffix in enumerate(group.suffixes)}
+    return total, jax.lax.stop_gradient(terms)
+
+
+def _per_device(function: Callable, mesh: Mesh | None, in_specs: tuple, out_specs: Any) -> Callable:
+    """Let each device work on its own images, without waiting for the others.
+
+    Nothing is exchanged inside, so there is nothing to check about which values agree among devices.
+    """
+    if mesh is None:
+        return function
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+_IMAGES_FIRST, _SETS_FIRST = P("data"), P(None, "data")
 
 
 def match_all(
     predictions: Predictions,
     targets: Targets,
     mask_features: Float[Array, "b h4 w4 d"],
+    sources: Any,
     draw: Draw,
     loss: LossConfig,
     mesh: Mesh | None = None,
 ) -> Matches:
     """Optimal assignment of each of the stacked prediction sets, each on its own; passes no gradient."""
-    predictions, mask_features = jax.lax.stop_gradient((predictions, mask_features))
-    sets, b = predictions.logits.shape[:2]
 
-    def cost(item: tuple[Array, Predictions]) -> Array:
-        index, one = item
-        points = draw("matching", index, (b, loss.num_points, 2))
-        return matching_cost(one, targets, mask_features, points, loss.costs)
+    def local(predictions: Predictions, targets: Targets, features: Array, sources: Any) -> Matches:
+        def one_set(item: tuple[Array, Predictions]) -> Array:
+            index, one = item
 
-    # One set after the other: the logits of a set at all points take b * q * p floats.
-    costs = jax.lax.map(cost, (jnp.arange(sets), predictions))
-    return match(costs, targets.valid.sum(axis=1), mesh)
+            def one_image(image: tuple) -> Array:
+                own, target, feature, source = image
+                points = draw("matching", source, index, loss.num_points)
+                alone = jax.tree.map(lambda x: x[None], (own, target, feature, points))
+                return matching_cost(*alone, loss.costs)[0]
+
+            return jax.lax.map(one_image, (one, targets, features, sources), batch_size=_IMAGES)
+
+        costs = jax.lax.map(one_set, (jnp.arange(predictions.logits.shape[0]), predictions))
+        return match(costs, targets.valid.sum(axis=1))
+
+    specs = (_SETS_FIRST, _IMAGES_FIRST, _IMAGES_FIRST, _IMAGES_FIRST)
+    inputs = jax.lax.stop_gradient((predictions, targets, mask_features))
+    return _per_device(local, mesh, specs, _SETS_FIRST)(*inputs, sources)
 
 
-def _denoising_pairs(plan: DenoisingPlan, sets: int) -> tuple[Pairs, Bool[Array, "b s"]]:
-    """Slots answer for the targets they were made of; slots of complete groups count in the class loss."""
-    shape = (sets, *plan.known.shape)
-    pairs = Pairs(
-        query=jnp.broadcast_to(jnp.arange(shape[-1]), shape),
-        target=jnp.broadcast_to(plan.target, shape),
-        valid=jnp.broadcast_to(plan.known, shape),
+def _matched(outputs: TrainOutputs, matches: Matches, counts: Int[Array, "c"], model: ModelConfig) -> _Group:
+    sets, _, n = matches.query.shape
+    queries = outputs.matching.logits.shape[2]
+    selected = model.decoder.query_source == "encoder"
+    last = sets - 1 - selected  # the last decoder set; after it may come the encoder's
+    return _Group(
+        suffixes=[*(f"_{i}" for i in range(last)), "", *(["_interm"] if selected else [])],
+        predictions=outputs.matching,
+        pairs=Pairs(
+            query=matches.query, target=jnp.broadcast_to(jnp.arange(n), matches.query.shape), valid=matches.valid
+        ),
+        counted=jnp.ones(outputs.matching.logits.shape[1:3], bool),
+        num_objects=jnp.maximum(counts.sum(), 1).astype(jnp.float32),
+        num_answers=jnp.minimum(counts, queries).sum().astype(jnp.float32),
+        num_counted=jnp.float32(len(counts) * queries),
+        masks=model.masks,
     )
-    return pairs, jnp.broadcast_to(plan.active, plan.known.shape)
 
 
-def _named(values: Float[Array, "l c"], suffixes: list[str], loss: LossConfig, masks: bool = True) -> Terms:
-    w = loss.weights
-    weights = dict(zip(_TERMS, (w.classification, w.mask, w.dice, w.box, w.giou), strict=True))
-    return {
-        name + suffix: weights[name] * values[i, j]
-        for i, suffix in enumerate(suffixes)
-        for j, name in enumerate(_TERMS)
-        if masks or name not in ("loss_mask", "loss_dice")
-    }
+def _denoised(outputs: TrainOutputs, counts: Int[Array, "c"], model: ModelConfig) -> _Group:
+    """Slots answer for the targets they were made of; slots of complete groups count in the class loss."""
+    plan: DenoisingPlan = outputs.plan
+    # With learned queries the official code has no loss for noised queries that met no layer yet.
+    first = 0 if model.decoder.query_source == "encoder" else 1
+    predictions = jax.tree.map(lambda x: x[first:], outputs.denoising)
+    last = outputs.denoising.logits.shape[0] - 1
+    shape = (last + 1 - first, *plan.known.shape)
+    return _Group(
+        suffixes=[*(f"_dn_{i}" for i in range(first, last)), "_dn"],
+        predictions=predictions,
+        pairs=Pairs(
+            query=jnp.broadcast_to(jnp.arange(shape[-1]), shape),
+            target=jnp.broadcast_to(plan.target, shape),
+            valid=jnp.broadcast_to(plan.known, shape),
+        ),
+        counted=jnp.broadcast_to(plan.active, plan.known.shape),
+        # Without groups every sum is zero.
+        num_objects=jnp.maximum(counts.sum() * plan.num_groups, 1).astype(jnp.float32),
+        num_answers=(counts.sum() * plan.num_groups).astype(jnp.float32),
+        num_counted=(len(counts) * plan.active.sum()).astype(jnp.float32),
+        masks=model.masks and model.denoising.mode == "masks",
+    )
 
 
-def _values(
-    predictions: Predictions,
-    pairs: Pairs,
-    counted: Bool[Array, "b q"],
+def _mask_terms(
+    groups: list[_Group],
     targets: Targets,
     features: Float[Array, "b h4 w4 d"],
+    sources: Any,
     draw: Draw,
     loss: LossConfig,
-    scale: _Scale,
-    *,
-    masks: bool = True,
-) -> Float[Array, "l 5"]:
-    """The terms of each prediction set, in the order of `_TERMS`, without their weights."""
-
-    def one_set(item: tuple[Array, Predictions, Pairs]) -> Array:
-        index, one, own = item
-        if scale.softmax:
-            classes = _softmax_term(one, own, counted, targets, loss, scale)
-        else:
-            classes = _focal_sum(one, own, counted, targets) / scale.num_objects
-        mask_sums = _mask_sums(one, own, targets, features, draw, index, loss) if masks else (0.0, 0.0)
-        sums = jnp.stack([*mask_sums, *_box_sums(one, own, targets)])
-        return jnp.concatenate([classes[None], sums / scale.num_objects])
-
-    # Full mask maps exist for one prediction set at a time: they are computed again in the backward pass. The points
-    # are kept, for choosing them costs more than storing them.
-    keep = jax.checkpoint_policies.save_only_these_names("points")
-    index = jnp.arange(predictions.logits.shape[0])
-    return jax.lax.map(jax.checkpoint(one_set, policy=keep), (index, predictions, pairs))
-
-
-def _focal_sum(
-    predictions: Predictions, pairs: Pairs, counted: Bool[Array, "b q"], targets: Targets
-) -> Float[Array, ""]:
-    """Focal loss over all classes of the counted queries; a query without a target is a negative for every class."""
-    losses = focal_loss(predictions.logits, _goals(predictions, pairs, targets))
-    return jnp.sum(jnp.where(counted[..., None], losses, 0))
+    mesh: Mesh | None,
+) -> tuple[Float[Array, ""], list[Float[Array, "2 l"]]]:
+    """Weighted total of all mask losses, and for each group the cross entropy and the Dice loss of its sets."""
+    parts = [_rows_of(group) for group in groups if group.masks]
+    if not parts:
+        return jnp.float32(0), [jnp.zeros((2, len(group.suffixes))) for group in groups]
+    rows = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
+    local = lambda *inputs: mask_losses(*inputs, draw, loss)
+    inputs = (rows, features, targets.masks, sources)
+    total, *losses = _per_device(local, mesh, (_IMAGES_FIRST,) * 4, _IMAGES_FIRST)(*inputs)
+    values, start = [], 0
+    for group in groups:
+        sets, b, r = group.pairs.query.shape
+        if not group.masks:
+            values.append(jnp.zeros((2, sets)))
+            continue
+        own = jnp.stack([x[:, start : start + sets * r].reshape(b, sets, r) for x in losses])
+        values.append(own.sum(axis=(1, 3)) / group.num_objects)
+        start += sets * r
+    return total.sum(), values
 
 
-def _softmax_term(
-    predictions: Predictions,
-    pairs: Pairs,
-    counted: Bool[Array, "b q"],
-    targets: Targets,
-    loss: LossConfig,
-    scale: _Scale,
-) -> Float[Array, ""]:
-    """Weighted mean cross entropy of the counted queries; the last column is the answer of those without a target.
+def _rows_of(group: _Group) -> Rows:
+    """The answering queries of all sets of an image in one list."""
+    sets, b, r = group.pairs.query.shape
+    listed = lambda x: jnp.moveaxis(x, 0, 1).reshape(b, sets * r, *x.shape[3:])
+    embed = jax.vmap(_rows)(group.predictions.mask_embed, group.pairs.query)
+    return Rows(
+        embed=listed(embed).astype(jnp.float32),
+        target=listed(group.pairs.target),
+        valid=listed(group.pairs.valid),
+        share=jnp.broadcast_to(1 / group.num_objects, (b, sets * r)),
+    )
 
-    The mean is over the queries here and not over objects, as in DETR (Carion et al. 2020, section A.2).
+
+def _class_values(group: _Group, targets: Targets, loss: LossConfig, *, softmax: bool) -> Float[Array, "l"]:
+    """Focal loss over all classes for each object; a query without a target is a negative for every class.
+
+    With `softmax` it is the weighted mean cross entropy of the queries, whose last column is the answer of those
+    without a target, as in DETR (Carion et al. 2020, section A.2).
     """
-    goals = _goals(predictions, pairs, targets)
-    missing = 1 - goals.sum(axis=-1)
-    goals = goals.at[..., -1].set(missing)
-    weights = jnp.where(counted, jnp.where(missing > 0, loss.no_object_weight, 1.0), 0.0)
-    entropy = -jnp.sum(goals * jax.nn.log_softmax(predictions.logits.astype(jnp.float32)), axis=-1)
-    # Without an active slot there is nothing to average.
-    return jnp.sum(weights * entropy) / jnp.maximum(weights.sum(), 1e-6) / scale.num_parts
+
+    def one_set(predictions: Predictions, pairs: Pairs) -> Float[Array, ""]:
+        goals = _goals(predictions, pairs, targets)
+        if not softmax:
+            return jnp.sum(jnp.where(group.counted[..., None], focal_loss(predictions.logits, goals), 0))
+        missing = 1 - goals.sum(axis=-1)
+        entropy = -jnp.sum(
+            goals.at[..., -1].set(missing) * jax.nn.log_softmax(predictions.logits.astype(jnp.float32)), axis=-1
+        )
+        weights = jnp.where(missing > 0, loss.no_object_weight, 1.0)
+        return jnp.sum(jnp.where(group.counted, weights * entropy, 0))
+
+    sums = jax.vmap(one_set)(group.predictions, group.pairs)
+    if not softmax:
+        return sums / group.num_objects
+    weight = group.num_answers + loss.no_object_weight * (group.num_counted - group.num_answers)
+    return sums / jnp.maximum(weight, 1e-6)  # without an active slot there is nothing to average
 
 
 def _goals(predictions: Predictions, pairs: Pairs, targets: Targets) -> Float[Array, "b q k"]:
@@ -233,33 +286,15 @@ def _goals(predictions: Predictions, pairs: Pairs, targets: Targets) -> Float[Ar
     return jnp.einsum("brq,brk->bqk", queries, labels)
 
 
-def _box_sums(predictions: Predictions, pairs: Pairs, targets: Targets) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    boxes, goals = _rows(predictions.boxes, pairs.query), _rows(targets.boxes, pairs.target)
-    total = lambda losses: jnp.sum(jnp.where(pairs.valid, losses, 0))
-    return total(l1_loss(boxes, goals)), total(giou_loss(boxes, goals))
+def _box_values(group: _Group, targets: Targets) -> tuple[Float[Array, "l"], Float[Array, "l"]]:
+    """L1 and generalised IoU loss for each object."""
 
+    def one_set(predictions: Predictions, pairs: Pairs) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        boxes, goals = _rows(predictions.boxes, pairs.query), _rows(targets.boxes, pairs.target)
+        total = lambda losses: jnp.sum(jnp.where(pairs.valid, losses, 0)) / group.num_objects
+        return total(l1_loss(boxes, goals)), total(giou_loss(boxes, goals))
 
-def _mask_sums(
-    predictions: Predictions,
-    pairs: Pairs,
-    targets: Targets,
-    features: Float[Array, "b h4 w4 d"],
-    draw: Draw,
-    index: Int[Array, ""],
-    loss: LossConfig,
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Cross entropy and Dice at points that are mostly uncertain ones (PointRend), for the answering queries only."""
-    embed = _rows(predictions.mask_embed, pairs.query).astype(jnp.float32)
-    logits = jnp.einsum("brd,bhwd->brhw", embed, features)
-    masks = jnp.take_along_axis(targets.masks, pairs.target[..., None, None], axis=1)
-    rows, uncertain = pairs.query.shape, int(loss.importance_ratio * loss.num_points)
-    candidates = draw("candidates", index, (*rows, int(loss.oversample_ratio * loss.num_points), 2))
-    uniform = draw("uniform", index, (*rows, loss.num_points - uncertain, 2))
-    points = checkpoint_name(uncertain_points(logits, candidates, uniform, uncertain), "points")
-    sampled, labels = sample_masks(logits, points), sample_packed(masks, points)
-    entropy = jnp.mean(binary_cross_entropy(sampled, labels), axis=-1)
-    total = lambda losses: jnp.sum(jnp.where(pairs.valid, losses, 0))
-    return total(entropy), total(dice_loss(sampled, labels))
+    return jax.vmap(one_set)(group.predictions, group.pairs)
 
 
 def _rows(values: Array, index: Int[Array, "b r"]) -> Array:

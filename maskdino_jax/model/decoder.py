@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 from maskdino_jax.config import ModelConfig
 from maskdino_jax.model.heads import PredictionHeads
 from maskdino_jax.model.keys import Keys
-from maskdino_jax.model.layers import MLP, DeformableAttention, FeedForward, SelfAttention, layer_norm
+from maskdino_jax.model.layers import MLP, DeformableAttention, FeedForward, SelfAttention, apply, layer_norm
 from maskdino_jax.model.levels import Levels
 from maskdino_jax.ops.boxes import logit
 from maskdino_jax.ops.positions import box_sine_embedding
@@ -62,11 +62,15 @@ class Decoder(nnx.Module):
         levels: Levels,
         blocked: Bool[Array, "q q"] | None,
         heads: PredictionHeads,
+        *,
+        remat: bool = False,
     ) -> tuple[list[Float[Array, "b q d"]], list[Float[Array, "b q 4"]]]:
         """What the heads read, queries and boxes in float32: of the decoder's input and after each layer.
 
-        `anchors` are boxes before the sigmoid; `blocked[i, j]` keeps query i from attending to query j.
+        `anchors` are boxes before the sigmoid; `blocked[i, j]` keeps query i from attending to query j. `remat`: the
+        backward pass computes the layers again instead of keeping more than their inputs.
         """
+        decode = lambda layer, *own: layer(*own, memory, levels, blocked)
         queries = content.astype(jnp.float32)  # the norms keep it so: bfloat16 would add up its rounding
         boxes = jax.nn.sigmoid(anchors)
         all_queries, all_boxes = [queries], [boxes]
@@ -74,7 +78,7 @@ class Decoder(nnx.Module):
         for layer in self.layers:
             sine = box_sine_embedding(boxes, content.shape[-1] // 2)
             positions = self.ref_point_head(sine)
-            queries = layer(queries, positions, boxes, memory, levels, blocked)
+            queries = apply(layer, decode, queries, positions, boxes, remat=remat)
             # The heads norm once more what is normed here: the released weights were trained so.
             normed = heads.norm(queries)
             all_queries.append(normed)

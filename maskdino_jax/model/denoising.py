@@ -11,7 +11,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from maskdino_jax.structures import DenoisingPlan, Targets
 
@@ -21,17 +21,16 @@ from maskdino_jax.structures import DenoisingPlan, Targets
 class Noise:
     """The random draws of one batch, one for each image and slot."""
 
-    flip: Float[Array, "b s"]  # uniform in [0, 1); below half the noise scale the label is replaced
-    label: Int[Array, "b s"]  # the replacement, uniform over all classes, so it may be the true one
-    box: Float[Array, "b s 4"]  # uniform in [0, 1); 0.5 leaves the coordinate where it is
+    flip: Float[Array, "*b s"]  # uniform in [0, 1); below half the noise scale the label is replaced
+    label: Int[Array, "*b s"]  # the replacement, uniform over all classes, so it may be the true one
+    box: Float[Array, "*b s 4"]  # uniform in [0, 1); 0.5 leaves the coordinate where it is
 
 
-def plan(valid: Bool[Array, "b n"], num_slots: int) -> DenoisingPlan:
-    """Assign targets to slots; the group size is the largest number of objects over the whole batch.
+def plan(valid: Bool[Array, "b n"], num_slots: int, most: Int[Array, ""]) -> DenoisingPlan:
+    """Assign targets to slots; the group size is `most`, the largest number of objects over the whole batch.
 
     Without objects, or with more objects in an image than slots, there is no group and every slot is inactive.
     """
-    most = jnp.max(jnp.sum(valid, axis=1))
     size = jnp.maximum(most, 1)
     num_groups = jnp.where(most > 0, num_slots // size, 0)
     slot = jnp.arange(num_slots)
@@ -43,17 +42,20 @@ def plan(valid: Bool[Array, "b n"], num_slots: int) -> DenoisingPlan:
 
 
 def noised_queries(
-    plan: DenoisingPlan, targets: Targets, key: PRNGKeyArray, noise_scale: float, num_classes: int
+    plan: DenoisingPlan, targets: Targets, keys: Key[Array, "b"], noise_scale: float, num_classes: int
 ) -> tuple[Int[Array, "b s"], Float[Array, "b s 4"]]:
-    """Labels and boxes of all slots with fresh noise; see `apply_noise`."""
-    flip, label, box = jax.random.split(key, 3)
-    shape = plan.known.shape
-    noise = Noise(
-        flip=jax.random.uniform(flip, shape),
-        label=jax.random.randint(label, shape, 0, num_classes),
-        box=jax.random.uniform(box, (*shape, 4)),
-    )
-    return apply_noise(plan, targets, noise, noise_scale)
+    """Labels and boxes of all slots with fresh noise, drawn from the key of each image; see `apply_noise`."""
+    slots = len(plan.target)
+
+    def draw(key: Key[Array, ""]) -> Noise:
+        flip, label, box = jax.random.split(key, 3)
+        return Noise(
+            flip=jax.random.uniform(flip, (slots,)),
+            label=jax.random.randint(label, (slots,), 0, num_classes),
+            box=jax.random.uniform(box, (slots, 4)),
+        )
+
+    return apply_noise(plan, targets, jax.vmap(draw)(keys), noise_scale)
 
 
 def apply_noise(

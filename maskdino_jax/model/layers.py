@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from maskdino_jax.config import ModelConfig
 from maskdino_jax.model.keys import Keys
@@ -209,6 +210,28 @@ def by_blocks(function: Callable[[Array], Array], tokens: Float[Array, "b t d"])
     return jax.lax.platform_dependent(tokens, cpu=in_blocks, default=function)
 
 
+def apply(
+    module: nnx.Module, function: Callable[..., PyTree[Array]], *arrays: Shaped[Array, "..."], remat: bool
+) -> PyTree[Array]:
+    """`function(module, *arrays)`; with `remat` the backward pass computes again what the module computes in between.
+
+    What `deform_attn` returns is kept even so: it is small, and sampling it again costs more than all the rest.
+    """
+    if not remat:
+        return function(module, *arrays)
+    graph, params, frozen = nnx.split(module, nnx.Param, Frozen)
+
+    # Statistics that a norm of the module updates must leave the function as results.
+    def call(params: nnx.State, frozen: nnx.State, *arrays: Array) -> tuple[PyTree[Array], nnx.State]:
+        inner = nnx.merge(graph, params, frozen, copy=True)
+        return function(inner, *arrays), nnx.state(inner, Frozen)
+
+    policy = jax.checkpoint_policies.save_only_these_names("deform_attn")
+    result, frozen = jax.checkpoint(call, policy=policy)(params, frozen, *arrays)
+    nnx.update(module, frozen)
+    return result
+
+
 class SelfAttention(nnx.Module):
     """Multi-head attention among queries; positions enter queries and keys, not values."""
 
@@ -279,7 +302,9 @@ class DeformableAttention(nnx.Module):
             value = jnp.where(levels.used()[..., None], value, 0)
             offsets, references = _to_pixels(offsets, references, levels.extents)
         value = value.reshape(*value.shape[:2], self.shape[0], -1)
-        mixed = deform_attn(value, offsets, weights, references, levels.sizes, impl=self.impl)
+        mixed = checkpoint_name(
+            deform_attn(value, offsets, weights, references, levels.sizes, impl=self.impl), "deform_attn"
+        )
         return self.output_proj(mixed)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from maskdino_jax.config import ModelConfig
 from maskdino_jax.model import denoising
@@ -92,21 +92,36 @@ class MaskDINO(nnx.Module):
         """Predictions for the bytes of images. `sizes`: height and width of each on its canvas; the rest is padding."""
         return self(normalize(images, sizes), extents)
 
-    def outputs(self, images: UInt8[Array, "b h w 3"], targets: Targets, key: jax.Array) -> TrainOutputs:
-        """Everything the losses need. `key` draws the noise of the denoising queries and the dropped paths."""
-        noise_key, backbone_key = jax.random.split(key)
-        mask_features, memory, levels = self._encode(normalize(images), None, backbone_key)
+    def outputs(
+        self,
+        images: UInt8[Array, "b h w 3"],
+        targets: Targets,
+        keys: Key[Array, "b"],
+        most: Int[Array, ""],
+        remat: str = "none",
+    ) -> TrainOutputs:
+        """Everything the losses need.
+
+        Args:
+            keys: one for each image; they draw the noise of the denoising queries and the dropped paths.
+            most: largest number of objects in an image of the whole batch, of which the images may be a part.
+            remat: whose layers the backward pass computes again, to save memory; see `config.train.remat`.
+        """
+        noise_keys, backbone_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        mask_features, memory, levels = self._encode(normalize(images), None, backbone_keys, remat)
         selection = self._select(memory, levels, mask_features)
         content, anchors, plan, blocked = selection.content, selection.anchors, None, None
         denoised = self.config.denoising
         slots = denoised.num_queries if denoised.mode != "none" else 0
         if slots:
-            plan = denoising.plan(targets.valid, slots)
-            noised, noise_anchors = self._denoising_queries(plan, targets, noise_key)
+            plan = denoising.plan(targets.valid, slots, most)
+            noised, noise_anchors = self._denoising_queries(plan, targets, noise_keys)
             content = jnp.concatenate([noised, content], axis=1)
             anchors = jnp.concatenate([noise_anchors, anchors], axis=1)
             blocked = denoising.attention_mask(plan, selection.content.shape[1])
-        queries, boxes = self.decoder(content, anchors, memory, levels, blocked, self.heads)
+        queries, boxes = self.decoder(
+            content, anchors, memory, levels, blocked, self.heads, remat=remat in ("transformer", "all")
+        )
         sets = self.heads(jnp.stack(queries), jnp.stack(boxes))
         matching = jax.tree.map(lambda x: x[:, :, slots:], sets)
         if selection.predictions is not None:
@@ -119,13 +134,17 @@ class MaskDINO(nnx.Module):
         )
 
     def _encode(
-        self, images: Float[Array, "b h w 3"], extents: Int[Array, "b 2"] | None, key: jax.Array | None
+        self,
+        images: Float[Array, "b h w 3"],
+        extents: Int[Array, "b 2"] | None,
+        keys: Key[Array, "b"] | None,
+        remat: str = "none",
     ) -> tuple[Float[Array, "b h4 w4 d"], Float[Array, "b t d"], Levels]:
         """Mask features, and the encoded tokens with their levels in the decoder's order."""
         if images.shape[1] % 32 or images.shape[2] % 32:
             raise ValueError(f"images of {images.shape[1:3]} pixels: pad height and width to multiples of 32")
-        features = self.backbone(images.astype(self.dtype), extents, key)
-        tokens, levels, mask_features = self.pixel_decoder(features, extents)
+        features = self.backbone(images.astype(self.dtype), extents, keys, remat=remat in ("backbone", "all"))
+        tokens, levels, mask_features = self.pixel_decoder(features, extents, remat=remat in ("transformer", "all"))
         # The decoder reads the levels in the reverse order of the encoder.
         return mask_features, reversed(levels).flatten(levels.unflatten(tokens)[::-1]), reversed(levels)
 
@@ -137,11 +156,11 @@ class MaskDINO(nnx.Module):
         return self.query_selection(memory, levels, mask_features, self.heads)
 
     def _denoising_queries(
-        self, plan: DenoisingPlan, targets: Targets, key: jax.Array
+        self, plan: DenoisingPlan, targets: Targets, keys: Key[Array, "b"]
     ) -> tuple[Float[Array, "b s d"], Float[Array, "b s 4"]]:
         """Content and anchors of the slots; slots without a target have content 0 and the box in the middle."""
         labels, boxes = denoising.noised_queries(
-            plan, targets, key, self.config.denoising.noise_scale, self.num_classes
+            plan, targets, keys, self.config.denoising.noise_scale, self.num_classes
         )
         known = plan.known[..., None]
         return jnp.where(known, self.label_enc(labels), 0), jnp.where(known, logit(boxes), 0)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from maskdino_jax.config import BACKBONE_FEATURES, ModelConfig
 from maskdino_jax.model.keys import Keys
-from maskdino_jax.model.layers import ConvNorm, DeformableAttention, FeedForward, by_blocks, layer_norm
+from maskdino_jax.model.layers import ConvNorm, DeformableAttention, FeedForward, apply, by_blocks, layer_norm
 from maskdino_jax.model.levels import Levels
 from maskdino_jax.ops.extents import halved, repeat_border
 from maskdino_jax.ops.positions import map_sine_embedding
@@ -77,11 +77,16 @@ class PixelDecoder(nnx.Module):
         self.mask_features = nnx.Conv(dim, dim, (1, 1), kernel_init=_FAN_IN_UNIFORM, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, features: dict[str, Float[Array, "b _ _ _"]], extents: Int[Array, "b 2"] | None = None
+        self,
+        features: dict[str, Float[Array, "b _ _ _"]],
+        extents: Int[Array, "b 2"] | None = None,
+        *,
+        remat: bool = False,
     ) -> tuple[Float[Array, "b t d"], Levels, Float[Array, "b h4 w4 d"]]:
         """Encoded tokens in the encoder's order with their levels, and the mask features.
 
-        `extents`: what each image occupies of the canvas, in pixels of the input.
+        `extents`: what each image occupies of the canvas, in pixels of the input; `remat`: the backward pass computes
+        the encoder's layers again instead of keeping more than their inputs.
         """
         scaled = lambda stride: None if extents is None else extents // stride
         extent_of = {name: scaled(4 * 2**i) for i, name in enumerate(BACKBONE_FEATURES)}
@@ -98,7 +103,7 @@ class PixelDecoder(nnx.Module):
         levels = Levels(sizes, None if extents is None else jnp.stack(found, axis=1), extents)
         if self.reverse:
             maps, levels = maps[::-1], reversed(levels)
-        tokens = self._encode(levels.flatten(maps), levels)
+        tokens = self._encode(levels.flatten(maps), levels, remat)
 
         encoded, finest = levels.unflatten(tokens), -1 if self.reverse else 0
         border = None if extents is None else levels.extents[:, finest]
@@ -107,12 +112,13 @@ class PixelDecoder(nnx.Module):
         smooth = nnx.relu(self.smooth(merged, extent_of["res2"]))
         return tokens, levels, self.mask_features(smooth)
 
-    def _encode(self, tokens: Float[Array, "b t d"], levels: Levels) -> Float[Array, "b t d"]:
+    def _encode(self, tokens: Float[Array, "b t d"], levels: Levels, remat: bool) -> Float[Array, "b t d"]:
         positions = self._positions(levels, tokens.shape[-1]).astype(tokens.dtype)
         centres = jnp.asarray(levels.centres())
         references = jnp.broadcast_to(centres, (len(tokens), *centres.shape[1:]))
+        encode = lambda layer, tokens: layer(tokens, positions, references, levels)
         for layer in self.layers:
-            tokens = layer(tokens, positions, references, levels)
+            tokens = apply(layer, encode, tokens, remat=remat)
         return tokens
 
     def _positions(self, levels: Levels, dim: int) -> Float[Array, "#b t d"]:

@@ -2,11 +2,11 @@
 
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key
 
 from maskdino_jax.config import BackboneConfig
 from maskdino_jax.model.keys import Keys
-from maskdino_jax.model.layers import ConvNorm
+from maskdino_jax.model.layers import ConvNorm, apply
 from maskdino_jax.ops.extents import halved, keep_inside
 
 _HE_NORMAL = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -66,17 +66,23 @@ class ResNet(nnx.Module):
         self,
         images: Float[Array, "b h w 3"],
         extents: Int[Array, "b 2"] | None = None,
-        key: PRNGKeyArray | None = None,
+        keys: Key[Array, "b"] | None = None,
+        *,
+        remat: bool = False,
     ) -> dict[str, Float[Array, "b h2 w2 c"]]:
-        """`extents`: what each image occupies of the canvas, in pixels; `key`: given in training, None otherwise."""
-        training = key is not None
+        """`extents`: what each image occupies of the canvas, in pixels; `keys`: given in training, None otherwise.
+
+        `remat`: the backward pass computes each block again instead of keeping more than its input.
+        """
+        training = keys is not None
         x, extent = nnx.relu(self.stem(images, extents, training=training)), halved(extents)
         x = keep_inside(x, extent)  # nothing is negative here: zeros never win
         x, extent = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1))), halved(extent)
         maps = {}
         for name in self.channels:
             for block in getattr(self, name):
-                x = block(x, extent, training)
+                here = extent
+                x = apply(block, lambda block, x, here=here: block(x, here, training), x, remat=remat)
                 extent = halved(extent) if block.conv2.stride == 2 else extent
             maps[name] = x
         return maps

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from maskdino_jax.config import BackboneConfig
 from maskdino_jax.model.keys import Keys
-from maskdino_jax.model.layers import layer_norm, linear, uniform_bias, uniform_fan_in
+from maskdino_jax.model.layers import apply, layer_norm, linear, uniform_bias, uniform_fan_in
 from maskdino_jax.ops.extents import halved, keep_inside
 
 _PATCH = 4  # side of a patch in pixels
@@ -186,12 +186,18 @@ class Stage(nnx.Module):
         self.window = window
 
     def __call__(
-        self, x: Float[Array, "b h w d"], extent: Int[Array, "b 2"] | None, factors: Float[Array, "n 2 b"] | None
+        self,
+        x: Float[Array, "b h w d"],
+        extent: Int[Array, "b 2"] | None,
+        factors: Float[Array, "n 2 b"] | None,
+        *,
+        remat: bool,
     ) -> Float[Array, "b h w d"]:
-        """`factors`: of the two branches of each block."""
+        """`factors`: of the two branches of each block; `remat`: see `Swin`."""
         blocked = strangers(x.shape[1:3], extent, self.window, self.window // 2)
         for index, block in enumerate(self.blocks):
-            x = block(x, extent, blocked, None if factors is None else factors[index])
+            own = None if factors is None else factors[index]
+            x = apply(block, lambda block, x, own=own: block(x, extent, blocked, own), x, remat=remat)
         return x
 
 
@@ -214,20 +220,24 @@ class Swin(nnx.Module):
         self,
         images: Float[Array, "b h w 3"],
         extents: Int[Array, "b 2"] | None = None,
-        key: PRNGKeyArray | None = None,
+        keys: Key[Array, "b"] | None = None,
+        *,
+        remat: bool = False,
     ) -> dict[str, Float[Array, "b h2 w2 c"]]:
-        """`extents`: what each image occupies of the canvas, in pixels; `key`: given in training, None otherwise.
+        """`extents`: what each image occupies of the canvas, in pixels; `keys`: given in training, None otherwise.
 
+        `remat`: the backward pass computes each block again instead of keeping more than its input.
         Within the extent the maps are those of the image on a canvas of that size; beyond it, they mean nothing.
         """
         depths = [len(stage.blocks) for stage in self.layers]
-        factors = None if key is None else branch_factors(key, sum(depths), len(images), self.drop_path)
+        factors = None if keys is None else branch_factors(keys, sum(depths), self.drop_path)
         # Shortcuts stay float32, as under PyTorch's mixed precision: 48 sums in bfloat16 would add up their rounding.
         x = self.patch_embed(images).astype(jnp.float32)
         extent = None if extents is None else extents // _PATCH
         maps, first = {}, 0
         for index, (name, stage) in enumerate(zip(self.channels, self.layers, strict=True)):
-            x = stage(x, extent, None if factors is None else factors[first : first + depths[index]])
+            own = None if factors is None else factors[first : first + depths[index]]
+            x = stage(x, extent, own, remat=remat)
             maps[name] = getattr(self, f"norm{index}")(x)
             if stage.downsample is not None:
                 x, extent = stage.downsample(x, extent).astype(jnp.float32), halved(extent)
@@ -235,11 +245,12 @@ class Swin(nnx.Module):
         return maps
 
 
-def branch_factors(key: PRNGKeyArray, depth: int, batch: int, rate: float) -> Float[Array, "n 2 b"]:
+def branch_factors(keys: Key[Array, "b"], depth: int, rate: float) -> Float[Array, "n 2 b"]:
     """Stochastic depth (Huang et al. 2016): 0 skips a branch of a block for one image, 1 / (chance of 1) keeps it.
 
     The chance to be skipped grows linearly from 0 in the first of `depth` blocks to `rate` in the last.
     """
     kept = 1 - np.linspace(0, rate, depth, dtype=np.float32)[:, None, None]
-    chosen = jax.random.bernoulli(key, kept, (depth, 2, batch))
+    draw = lambda key: jax.random.bernoulli(key, kept[..., 0], (depth, 2))
+    chosen = jax.vmap(draw, out_axes=-1)(keys)
     return jnp.where(chosen, 1 / np.maximum(kept, np.finfo(np.float32).tiny), 0.0)  # never kept: no division by 0

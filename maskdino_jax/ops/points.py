@@ -73,6 +73,27 @@ def uncertain_points(
     learn; the uniform `others` keep the rest of the map in the loss. The choice passes no gradient.
     """
     values = sample_masks(jax.lax.stop_gradient(logits), candidates)
-    chosen: Int[Array, "*b c"] = jax.lax.top_k(-jnp.abs(values), count)[1]
-    nearest = jnp.take_along_axis(candidates, chosen[..., None], axis=-2)
-    return jnp.concatenate([nearest, others], axis=-2)
+    chosen = smallest(jnp.abs(values), count)
+    return jnp.concatenate([jnp.take_along_axis(candidates, chosen[..., None], axis=-2), others], axis=-2)
+
+
+def smallest(values: Float[Array, "*b c"], count: int) -> Int[Array, "*b k"]:
+    """Indices of the `count` smallest of non-negative float32 values, ascending; of equal values the first.
+
+    A threshold found by bisection instead of a sort: non-negative floats order like the integers of the same bits, so
+    31 counts, one for each bit, give the value at rank `count` exactly.
+    """
+    bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32)
+
+    def settle(step: Int[Array, ""], limit: Int[Array, "*b 1"]) -> Int[Array, "*b 1"]:
+        higher = limit | (1 << (30 - step))
+        return jnp.where(jnp.sum(bits < higher, axis=-1, keepdims=True) < count, higher, limit)
+
+    limit = jax.lax.fori_loop(0, 31, settle, jnp.zeros_like(bits[..., :1]))
+    below, equal = bits < limit, bits == limit
+    room = count - jnp.sum(below, axis=-1, keepdims=True)
+    chosen = below | (equal & (jnp.cumsum(equal, axis=-1) <= room))
+    # The index at which the running number of chosen ones reaches 1, 2, ..., count.
+    running = jnp.cumsum(chosen, axis=-1)
+    find = lambda row: jnp.searchsorted(row, jnp.arange(1, count + 1))
+    return jax.vmap(find)(running.reshape(-1, running.shape[-1])).reshape(*running.shape[:-1], count)

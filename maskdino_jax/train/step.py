@@ -29,10 +29,8 @@ def init_state(spec: ModelSpec, config: Config) -> State:
     return state
 
 
-def _parts(batch: Batch, count: int, mesh: Mesh) -> Batch:
-    """Split a batch into `count` equal parts on a leading axis; each device keeps the images it has."""
-    if count == 1:
-        return jax.tree.map(lambda x: x[None], batch)
+def _parts(batch: Any, count: int, mesh: Mesh) -> Any:
+    """Split arrays of a batch into `count` equal parts on a leading axis; each device keeps the images it has."""
     sharding = NamedSharding(mesh, P(None, "data"))
 
     def split(x: jax.Array) -> jax.Array:
@@ -45,40 +43,39 @@ def _parts(batch: Batch, count: int, mesh: Mesh) -> Batch:
 def build_train_step(spec: ModelSpec, config: Config, mesh: Mesh) -> Callable[[State, Batch], tuple[State, Metrics]]:
     """The jitted step. The state is replicated and donated, the batch is split over the mesh axis `data`.
 
-    Randomness is a function of (seed, step) alone. The parts of an accumulated batch share the normaliser of the whole
-    batch, so that their gradients add up to the gradient of the whole. A step whose loss or gradient is not finite
+    Randomness is a function of (seed, step, place in the batch) alone, and all divisors are those of the whole batch:
+    neither the number of devices nor that of accumulated parts changes loss or gradient (but for trained batch norm,
+    which sees a part at a time). A step whose loss or gradient is not finite
     leaves the state as it was, so that the loop can stop and nothing is lost.
     """
     optimizer = build_optimizer(config.optimizer)
     train = config.train
 
     def loss(
-        params: Any, frozen: Any, batch: Batch, key: jax.Array, num_objects: jax.Array
+        params: Any, frozen: Any, batch: Batch, keys: jax.Array, counts: jax.Array
     ) -> tuple[jax.Array, tuple[Metrics, Any]]:
-        noise_key, points_key = jax.random.split(key)
+        noise_keys, points_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         model = spec.bind({"params": params, "frozen": frozen})
-        outputs = model.outputs(batch.images, batch.targets, noise_key)
-        sizes = {"num_objects": num_objects, "num_parts": train.accumulate}
-        total, terms = criterion(outputs, batch.targets, points_key, config.loss, config.model, **sizes, mesh=mesh)
+        outputs = model.outputs(batch.images, batch.targets, noise_keys, counts.max())
+        total, terms = criterion(
+            outputs, batch.targets, points_keys, config.loss, config.model, counts=counts, mesh=mesh
+        )
         return total, (terms, spec.frozen(model))
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(train.seed), state["step"])
-        num_objects = jnp.maximum(batch.targets.valid.sum(), 1).astype(jnp.float32)
+        keys = jax.vmap(lambda image: jax.random.fold_in(key, image))(jnp.arange(len(batch.images)))
+        counts = batch.targets.valid.sum(axis=1)
         grad = jax.value_and_grad(loss, has_aux=True)
-
-        def part(index: jax.Array, images: Batch) -> Any:
-            return grad(state["params"], state["frozen"], images, jax.random.fold_in(key, index), num_objects)
-
+        part = lambda images, keys: grad(state["params"], state["frozen"], images, keys, counts)
         if train.accumulate == 1:
-            (total, (terms, frozen)), gradients = part(jnp.int32(0), batch)
+            (total, (terms, frozen)), gradients = part(batch, keys)
         else:
-            parts = _parts(batch, train.accumulate, mesh)
-            first = jax.eval_shape(part, jnp.int32(0), jax.tree.map(lambda x: x[0], parts))
+            parts = _parts((batch, keys), train.accumulate, mesh)
+            first = jax.eval_shape(part, *jax.tree.map(lambda x: x[0], parts))
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
             add = lambda sums, item: (jax.tree.map(jnp.add, sums, part(*item)), None)
-            sums, _ = jax.lax.scan(add, zeros, (jnp.arange(train.accumulate), parts))
-            (total, (terms, frozen)), gradients = sums
+            ((total, (terms, frozen)), gradients), _ = jax.lax.scan(add, zeros, parts)
             frozen = jax.tree.map(lambda x: x / train.accumulate, frozen)  # every part started from the same
 
         norm = optax.tree.norm(gradients)

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from maskdino_jax.config import DenoisingConfig, LossConfig, ModelConfig, TermsConfig
 from maskdino_jax.losses import functional
-from maskdino_jax.losses.criterion import criterion, match_all, weighted_terms
+from maskdino_jax.losses.criterion import criterion, criterion_at, match_all
 from maskdino_jax.ops.points import sample_masks, uncertain_points
 from maskdino_jax.structures import DenoisingPlan, Targets, TrainOutputs
 from tests.losses.scenes import CLASSES, make_outputs, make_targets
@@ -48,23 +48,19 @@ def outputs():
     return make_outputs(plan=_plan(*PLAN))
 
 
-def same_points(use: str, index: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Points that differ between prediction sets and uses but not between the rows of a set."""
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), len(use)), index)
-    return jnp.broadcast_to(jax.random.uniform(key, shape[-2:]), shape)
+def same_points(use: str, image: jax.Array, index: jax.Array, count: int) -> jax.Array:
+    """The same points for all images and rows, others for every use."""
+    return jax.random.uniform(jax.random.fold_in(jax.random.key(5), len(use)), (count, 2))
 
 
-def _terms(outputs: TrainOutputs, targets: Targets, mode: str = "masks") -> dict:
-    number = jnp.maximum(targets.valid.sum(), 1).astype(jnp.float32)
-    return weighted_terms(outputs, targets, same_points, LOSS, _model(mode), num_objects=number)
+def _loss(outputs: TrainOutputs, targets: Targets, mode: str = "masks") -> tuple[jax.Array, dict]:
+    counts = targets.valid.sum(axis=1)
+    return criterion_at(outputs, targets, jnp.arange(len(counts)), same_points, LOSS, _model(mode), counts=counts)
 
 
 @jax.jit
 def _terms_and_gradient(outputs: TrainOutputs, targets: Targets) -> tuple[dict, TrainOutputs]:
-    def scalar(floats: TrainOutputs) -> tuple:
-        terms = _terms(dataclasses.replace(floats, plan=outputs.plan), targets)
-        return sum(terms.values()), terms
-
+    scalar = lambda floats: _loss(dataclasses.replace(floats, plan=outputs.plan), targets)
     gradient, terms = jax.grad(scalar, has_aux=True)(dataclasses.replace(outputs, plan=None))
     return terms, gradient
 
@@ -76,7 +72,8 @@ def _assert_close(mine, theirs) -> None:
 
 def _matched_and_known(outputs: TrainOutputs, targets: Targets) -> tuple[list, list]:
     """(image, query, target) of every pair, for each matching set and for every denoising set."""
-    matches = jax.jit(partial(match_all, draw=same_points, loss=LOSS))(outputs.matching, targets, outputs.mask_features)
+    run = jax.jit(partial(match_all, draw=same_points, loss=LOSS))
+    matches = run(outputs.matching, targets, outputs.mask_features, jnp.arange(2))
     matches = jax.tree.map(np.asarray, matches)
     matched = [
         [(b, int(query[b, j]), j) for b in range(2) for j in range(N) if valid[b, j]]
@@ -90,13 +87,12 @@ def _matched_and_known(outputs: TrainOutputs, targets: Targets) -> tuple[list, l
 def _loop(outputs: TrainOutputs, targets: Targets, sets: list, group: str, counted: list) -> list[dict]:
     """Sets one by one, pairs each on its own; masks unpacked, full mask logits of one query at a time."""
     predictions = outputs.denoising if group else outputs.matching
+    over, rest = same_points("candidates", 0, 0, 48), same_points("uniform", 0, 0, 4)
     masks = jnp.unpackbits(targets.masks, axis=-1).astype(jnp.float32)
     terms = []
     for i, pairs in enumerate(sets):
-        over = same_points(f"{group}candidates", i, (48, 2))
-        rest = same_points(f"{group}uniform", i, (4, 2))
 
-        def one_pair(pair, i=i, over=over, rest=rest):
+        def one_pair(pair, i=i):
             b, query, target = pair
             box, goal = predictions.boxes[i, b, query], targets.boxes[b, target]
             logits = jnp.einsum("d,hwd->hw", predictions.mask_embed[i, b, query], outputs.mask_features[b])
@@ -192,7 +188,7 @@ def test_perfect_predictions_cost_nothing_for_classes_and_boxes(outputs):
 def test_denoising_of_boxes_leaves_out_the_mask_terms_and_keeps_the_rest(outputs):
     targets = make_targets([2, 1], n=N)
     masks, _ = _terms_and_gradient(outputs, targets)
-    boxes = jax.jit(partial(_terms, mode="boxes"))(outputs, targets)
+    _, boxes = jax.jit(partial(_loss, mode="boxes"))(outputs, targets)
     assert set(masks) - set(boxes) == {kind + end for kind in ("loss_mask", "loss_dice") for end in ("_dn_0", "_dn")}
     for name, value in boxes.items():
         np.testing.assert_allclose(value, masks[name], rtol=1e-6, err_msg=name)
@@ -213,7 +209,8 @@ def test_losses_of_bfloat16_outputs_are_computed_in_float32(outputs):
 
 def test_nine_layers_give_the_105_official_terms():
     outputs = make_outputs(layers=9, q=3, plan=_plan([0], [[True], [True]], [True], 1))
-    run = lambda x, y: criterion(x, y, jax.random.key(0), LOSS, _model("masks"), num_objects=jnp.float32(2))
+    keys, counts = jax.random.split(jax.random.key(0)), jnp.array([1, 1])
+    run = lambda x, y: criterion(x, y, keys, LOSS, _model("masks"), counts=counts)
     total, terms = jax.eval_shape(run, outputs, make_targets([1, 1], n=1))
     suffixes = ["", "_interm", "_dn", *(f"_{i}" for i in range(9)), *(f"_dn_{i}" for i in range(9))]
     assert set(terms) == {kind + suffix for kind in KINDS for suffix in suffixes}
@@ -221,13 +218,14 @@ def test_nine_layers_give_the_105_official_terms():
 
 
 def test_points_are_drawn_anew_for_every_set_and_repeated_for_the_same_key(outputs):
-    targets, number = make_targets([2, 1], n=N), jnp.float32(3)
+    targets, counts = make_targets([2, 1], n=N), jnp.array([2, 1])
     same = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), outputs.matching)
     outputs = dataclasses.replace(outputs, matching=same, denoising=None, plan=None)
     # Costs without masks: other points do not mean another assignment.
     loss = dataclasses.replace(LOSS, costs=TermsConfig(mask=0.0, dice=0.0))
-    run = jax.jit(lambda key: criterion(outputs, targets, key, loss, _model("none"), num_objects=number))
-    (total, first), (_, again), (_, other) = (jax.tree.map(float, run(jax.random.key(i))) for i in (0, 0, 1))
+    run = jax.jit(lambda keys: criterion(outputs, targets, keys, loss, _model("none"), counts=counts))
+    keys = [jax.random.split(jax.random.key(i)) for i in (0, 0, 1)]
+    (total, first), (_, again), (_, other) = (jax.tree.map(float, run(k)) for k in keys)
     assert total == pytest.approx(sum(first.values()))
     assert first == again
     assert first["loss_mask"] != other["loss_mask"]
@@ -244,9 +242,8 @@ def test_four_devices_give_the_loss_and_gradient_of_one():
     def run(mesh, outputs, targets):
         def scalar(floats):
             own = dataclasses.replace(floats, plan=outputs.plan)
-            return criterion(
-                own, targets, jax.random.key(3), LOSS, _model("masks"), num_objects=jnp.float32(5), mesh=mesh
-            )
+            keys, counts = jax.random.split(jax.random.key(3), 4), jnp.array([2, 1, 1, 1])
+            return criterion(own, targets, keys, LOSS, _model("masks"), counts=counts, mesh=mesh)
 
         return jax.value_and_grad(scalar, has_aux=True)(dataclasses.replace(outputs, plan=None))
 

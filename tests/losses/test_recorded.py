@@ -82,14 +82,15 @@ def _denoising(step) -> Predictions:
 def test_box_terms_of_all_sets_and_class_terms_of_denoising_match_the_record(step, targets):
     for b in range(2):
         assert len(set(step[f"target/labels{b}"])) == len(step[f"target/labels{b}"])  # else the logits are ambiguous
-    plan = denoising.plan(targets.valid, SLOTS)
+    plan = denoising.plan(targets.valid, SLOTS, targets.valid.sum(axis=1).max())
     assert int(plan.num_groups) == step["dn/scalar"]
     outputs = TrainOutputs(
         matching=_matching(step), denoising=_denoising(step), plan=plan, mask_features=jnp.zeros((2, 4, 4, 2))
     )
     loss = dataclasses.replace(LossConfig(), num_points=8, costs=CLASSES_ONLY)
     model = ModelConfig(denoising=DenoisingConfig(mode="boxes"))
-    run = jax.jit(lambda x, y: criterion(x, y, jax.random.key(0), loss, model, num_objects=jnp.float32(8))[1])
+    keys = jax.random.split(jax.random.key(0))
+    run = jax.jit(lambda x, y: criterion(x, y, keys, loss, model, counts=y.valid.sum(axis=1))[1])
     terms = run(outputs, targets)
     official = dict(zip(step["loss/names"].tolist(), step["loss/weighted"].tolist(), strict=True))
     compared = [name for name in terms if name.startswith(("loss_bbox", "loss_giou", "loss_ce_dn"))]
@@ -99,7 +100,7 @@ def test_box_terms_of_all_sets_and_class_terms_of_denoising_match_the_record(ste
 
 
 def test_denoising_slots_of_the_recorded_step_match(step, targets):
-    plan = denoising.plan(targets.valid, SLOTS)
+    plan = denoising.plan(targets.valid, SLOTS, targets.valid.sum(axis=1).max())
     flip, label = np.zeros((2, SLOTS), np.float32), np.zeros((2, SLOTS), np.int32)
     box = np.zeros((2, SLOTS, 4), np.float32)
     images = np.tile(step["dn/batch_idx"], int(step["dn/scalar"]))

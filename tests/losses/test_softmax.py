@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from maskdino_jax.config import DecoderConfig, DenoisingConfig, LossConfig, ModelConfig
-from maskdino_jax.losses.criterion import match_all, weighted_terms
+from maskdino_jax.losses.criterion import criterion_at, match_all
 from maskdino_jax.structures import DenoisingPlan, TrainOutputs
 from tests.losses.scenes import CLASSES, make_outputs, make_targets
 
@@ -25,8 +25,8 @@ PLAN = DenoisingPlan(
 )
 
 
-def points(use: str, index: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return jax.random.uniform(jax.random.fold_in(jax.random.key(len(use)), index), shape)
+def points(use: str, image: jax.Array, index: jax.Array, count: int) -> jax.Array:
+    return jax.random.uniform(jax.random.fold_in(jax.random.key(len(use)), index), (count, 2))
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,8 @@ def scene() -> tuple:
     )
 
 
-def _terms(outputs: TrainOutputs, targets, **options) -> dict[str, float]:
-    run = jax.jit(lambda x, y: weighted_terms(x, y, points, LOSS, MODEL, num_objects=jnp.float32(3), **options))
+def _terms(outputs: TrainOutputs, targets, counts: tuple[int, ...] = (2, 1)) -> dict[str, float]:
+    run = jax.jit(lambda x, y: criterion_at(x, y, jnp.arange(2), points, LOSS, MODEL, counts=jnp.array(counts))[1])
     return {name: float(value) for name, value in run(outputs, targets).items()}
 
 
@@ -59,7 +59,7 @@ def _by_hand(logits: np.ndarray, labels: np.ndarray, counted: np.ndarray) -> flo
 
 def test_class_term_is_a_weighted_mean_over_queries(scene, terms) -> None:
     outputs, targets = scene
-    matches = match_all(outputs.matching, targets, outputs.mask_features, points, LOSS)
+    matches = match_all(outputs.matching, targets, outputs.mask_features, jnp.arange(2), points, LOSS)
     labels = np.full(outputs.matching.logits.shape[1:3], CLASSES - 1)
     for b, query, valid in zip(range(2), np.asarray(matches.query[-1]), np.asarray(matches.valid[-1]), strict=True):
         labels[b, query[valid]] = np.asarray(targets.labels)[b, valid]
@@ -82,6 +82,7 @@ def test_learned_queries_have_no_encoder_set_and_no_loss_for_slots_that_met_no_l
 
 
 def test_parts_of_a_batch_share_the_mean(scene, terms) -> None:
-    halves = _terms(*scene, num_parts=2)
-    assert halves["loss_ce"] == pytest.approx(terms["loss_ce"] / 2)
-    assert halves["loss_bbox"] == pytest.approx(terms["loss_bbox"])
+    """Twice as many queries, answers and objects in the whole batch: this half contributes half of its own mean."""
+    halves = _terms(*scene, counts=(2, 1, 2, 1))
+    for name, value in terms.items():
+        assert halves[name] == pytest.approx(value / 2), name

@@ -39,7 +39,7 @@ def test_a_forward_pass_in_training_changes_the_statistics_of_trained_norms_only
     @jax.jit
     def statistics(variables: dict, images: jax.Array) -> dict:
         model = spec.bind(variables)
-        model.backbone(images, None, jax.random.key(0))
+        model.backbone(images, None, jax.random.split(jax.random.key(0), 1))
         return spec.frozen(model)
 
     after = statistics(variables, jnp.ones((1, 64, 64, 3)))

@@ -14,6 +14,14 @@ CASES = ("two_images", "one_empty", "exact_one_group")
 EXTRA = 3  # filler targets, so that padding is present in every case
 
 
+def _most(targets: Targets) -> jax.Array:
+    return targets.valid.sum(axis=1).max()
+
+
+def _keys(targets: Targets, seed: int) -> jax.Array:
+    return jax.random.split(jax.random.key(seed), len(targets.valid))
+
+
 def _targets(case: dict) -> Targets:
     counts = [len(case["labels0"]), len(case["labels1"])]
     n = max(counts) + EXTRA
@@ -60,7 +68,7 @@ def _noise(case: dict, plan, targets) -> Noise:
 def test_plan_labels_and_boxes_match_the_official_code(recorded, name):
     case = recorded[name]
     targets = _targets(case)
-    plan = denoising.plan(targets.valid, int(case["dn_num"]))
+    plan = denoising.plan(targets.valid, int(case["dn_num"]), _most(targets))
     assert int(plan.num_groups) == case["scalar"]
     pad = int(case["pad_size"])
     assert int(plan.active.sum()) == pad
@@ -75,7 +83,7 @@ def test_plan_labels_and_boxes_match_the_official_code(recorded, name):
 @pytest.mark.parametrize("name", CASES)
 def test_attention_mask_matches_the_official_code_and_shuts_out_inactive_slots(recorded, name):
     case = recorded[name]
-    plan = denoising.plan(_targets(case).valid, int(case["dn_num"]))
+    plan = denoising.plan(_targets(case).valid, int(case["dn_num"]), _most(_targets(case)))
     queries, pad, slots = int(case["num_queries"]), int(case["pad_size"]), int(case["dn_num"])
     blocked = np.asarray(attention_mask(plan, queries))
     used = np.r_[:pad, slots : slots + queries]
@@ -89,11 +97,11 @@ def test_no_group_fits_so_that_every_slot_is_inactive(recorded, name):
     case = recorded[name]
     assert case["is_none"]
     targets = _targets(case)
-    plan = denoising.plan(targets.valid, int(case["dn_num"]))
+    plan = denoising.plan(targets.valid, int(case["dn_num"]), _most(targets))
     assert int(plan.num_groups) == 0
     assert not np.asarray(plan.active).any()
     assert not np.asarray(plan.known).any()
-    labels, boxes = noised_queries(plan, targets, jax.random.key(0), 0.4, 80)
+    labels, boxes = noised_queries(plan, targets, _keys(targets, 0), 0.4, 80)
     np.testing.assert_array_equal(labels, 0)
     np.testing.assert_array_equal(boxes, 0.5)
     blocked = np.asarray(attention_mask(plan, 6))
@@ -103,8 +111,8 @@ def test_no_group_fits_so_that_every_slot_is_inactive(recorded, name):
 
 def test_without_noise_every_known_slot_is_its_target(recorded):
     targets = _targets(recorded["two_images"])
-    plan = denoising.plan(targets.valid, 9)
-    labels, boxes = noised_queries(plan, targets, jax.random.key(1), 0.0, 80)
+    plan = denoising.plan(targets.valid, 9, _most(targets))
+    labels, boxes = noised_queries(plan, targets, _keys(targets, 1), 0.0, 80)
     known = np.asarray(plan.known)
     np.testing.assert_array_equal(labels[known], targets.labels[:, plan.target][known])
     np.testing.assert_allclose(boxes[known], targets.boxes[:, plan.target][known], atol=1e-7)
@@ -119,8 +127,8 @@ def test_noise_flips_a_fifth_of_the_labels_and_keeps_boxes_within_reach():
         is_thing=jnp.ones((1, n), bool),
         valid=jnp.ones((1, n), bool),
     )
-    plan = denoising.plan(targets.valid, 10 * n)
-    labels, boxes = noised_queries(plan, targets, jax.random.key(2), 0.4, 80)
+    plan = denoising.plan(targets.valid, 10 * n, _most(targets))
+    labels, boxes = noised_queries(plan, targets, _keys(targets, 2), 0.4, 80)
     flipped = np.asarray(labels != 999).mean()
     assert flipped == pytest.approx(0.2, abs=0.03)  # 4000 draws: five standard deviations
     moved = np.abs(np.asarray(boxes) - [0.5, 0.5, 0.2, 0.4]).reshape(-1, 4)

@@ -271,7 +271,7 @@ def test_factors_scale_the_two_branches_of_each_image() -> None:
 
 def test_blocks_are_skipped_at_rates_that_grow_linearly() -> None:
     """4096 images and two branches: a share of 0.3 has a standard deviation of 0.005."""
-    factors = np.asarray(branch_factors(jax.random.key(0), 4, 4096, 0.3))
+    factors = np.asarray(branch_factors(jax.random.split(jax.random.key(0), 4096), 4, 0.3))
     rates = [0, 0.1, 0.2, 0.3]
     np.testing.assert_allclose((factors == 0).mean(axis=(1, 2)), rates, atol=0.02)
     for row, rate in zip(factors, rates, strict=True):
@@ -283,9 +283,9 @@ def test_blocks_are_skipped_at_rates_that_grow_linearly() -> None:
 def test_every_block_is_skipped_by_its_own_chance() -> None:
     """Three blocks at drop_path 1: the chances are 0, 1/2 and 1, so the last, alone in its stage, never acts."""
     config = BackboneConfig(kind="swin", depths=(2, 1), width=32, window=3, drop_path=1.0)
-    images, key, swin = _noise(2, 32, 32, 3), jax.random.key(0), _swin(config)
-    found = _run(swin, images, None, key)
-    factors = branch_factors(key, 3, 2, 1.0)
+    images, keys, swin = _noise(2, 32, 32, 3), jax.random.split(jax.random.key(2)), _swin(config)
+    found = _run(swin, images, None, keys)
+    factors = branch_factors(keys, 3, 1.0)
     assert set(np.unique(factors[1])) == {0, 2}
     fine = _run(swin.layers[0], _run(swin.patch_embed, images), None, factors[:2])
     np.testing.assert_allclose(found["res2"], _run(swin.norm0, fine), atol=1e-5)
@@ -296,12 +296,14 @@ def test_every_block_is_skipped_by_its_own_chance() -> None:
 def test_only_training_draws() -> None:
     swin, images = _small(), _noise(2, 128, 160, 3)
     plain = _run(swin, images)["res4"]
-    drawn, again, other = (_run(swin, images, None, jax.random.key(seed))["res4"] for seed in (0, 0, 1))
+    drawn, again, other = (
+        _run(swin, images, None, jax.random.split(jax.random.key(seed)))["res4"] for seed in (0, 0, 1)
+    )
     np.testing.assert_array_equal(drawn, again)
     assert np.abs(drawn - plain).max() > 1e-2
     assert np.abs(drawn - other).max() > 1e-2
     never = _swin(dataclasses.replace(_SMALL, drop_path=0.0))
-    np.testing.assert_allclose(_run(never, images, None, jax.random.key(0))["res4"], plain, atol=1e-6)
+    np.testing.assert_allclose(_run(never, images, None, jax.random.split(jax.random.key(0)))["res4"], plain, atol=1e-6)
 
 
 def test_bfloat16_stays_close_to_float32() -> None:
