@@ -88,6 +88,7 @@ class LossConfig:
     oversample_ratio: float = 3.0  # candidates for each uncertain point
     importance_ratio: float = 0.75  # share of the points that are chosen by uncertainty
     no_object_weight: float = 0.1  # of "no object" in the softmax class loss
+    matcher: str = "scipy"  # scipy: on the host, one callback a step | device: no round trip
     box_loss_things_only: bool = False  # True: boxes of stuff are not trained (paper, section 3.6)
     match_box_things_mean: bool = False  # True: stuff is matched with the mean box cost of things
 

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from maskdino_jax.config import TermsConfig
 from maskdino_jax.losses.functional import FOCAL_ALPHA, FOCAL_GAMMA
@@ -15,27 +15,34 @@ def matching_cost(
     predictions: Predictions,
     targets: Targets,
     mask_features: Float[Array, "b h4 w4 d"],
-    points: Float[Array, "b p 2"],
+    points: Float[Array, "b p 2"] | None,
     weights: TermsConfig,
+    *,
+    things_mean: bool = False,
 ) -> Float[Array, "b q n"]:
     """Weighted cost of one prediction set; columns of filler targets hold numbers without meaning.
 
     Masks are compared at `points`, shared by all queries and targets of an image. Mask logits are linear in the mask
     features and so is bilinear sampling; hence features sampled at the points and multiplied with the mask embeddings
     are exactly the full masks sampled at the points, without any full mask being computed.
+
+    Args:
+        points: None if the targets have no masks; then classes and boxes decide.
+        things_mean: the box costs of stuff are replaced by their mean over the things of the image (section 3.6), as
+            stuff has no box worth the name; but their level stays comparable with that of things.
     """
-    features = sample_map(mask_features, points)
-    embed = predictions.mask_embed.astype(jnp.float32)
-    mask, dice = mask_costs(jnp.einsum("bqd,bpd->bqp", embed, features), sample_packed(targets.masks, points[:, None]))
     boxes = predictions.boxes.astype(jnp.float32)
     overlap = pairwise_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets.boxes))
-    return (
-        weights.classification * class_cost(predictions.logits, targets.labels)
-        + weights.mask * mask
-        + weights.dice * dice
-        + weights.box * box_cost(boxes, targets.boxes)
-        - weights.giou * overlap
-    )
+    distance = box_cost(boxes, targets.boxes)
+    if things_mean:
+        distance, overlap = (_stuff_at_mean(x, targets.is_thing & targets.valid) for x in (distance, overlap))
+    classes = class_cost(predictions.logits, targets.labels)
+    cost = weights.classification * classes + weights.box * distance - weights.giou * overlap
+    if points is None:
+        return cost
+    logits = jnp.einsum("bqd,bpd->bqp", predictions.mask_embed.astype(jnp.float32), sample_map(mask_features, points))
+    mask, dice = mask_costs(logits, sample_packed(targets.masks, points[:, None]))
+    return cost + weights.mask * mask + weights.dice * dice
 
 
 def class_cost(logits: Float[Array, "*b q k"], labels: Int[Array, "*b n"]) -> Float[Array, "*b q n"]:
@@ -51,6 +58,14 @@ def class_cost(logits: Float[Array, "*b q k"], labels: Int[Array, "*b n"]) -> Fl
 def box_cost(boxes: Float[Array, "*b q 4"], goals: Float[Array, "*b n 4"]) -> Float[Array, "*b q n"]:
     """Sum of the four absolute differences of cxcywh boxes."""
     return jnp.sum(jnp.abs(boxes[..., :, None, :] - goals[..., None, :, :]), axis=-1)
+
+
+def _stuff_at_mean(cost: Float[Array, "b q n"], things: Bool[Array, "b n"]) -> Float[Array, "b q n"]:
+    """Columns that are not of things hold the mean of those that are, 0 if there are none."""
+    things = things[:, None]
+    entries = jnp.maximum(jnp.sum(things, axis=-1, keepdims=True) * cost.shape[1], 1)
+    mean = jnp.sum(jnp.where(things, cost, 0), axis=(1, 2), keepdims=True) / entries
+    return jnp.where(things, cost, mean)
 
 
 def mask_costs(

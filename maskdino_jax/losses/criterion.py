@@ -113,7 +113,7 @@ def criterion_at(
     total, terms = mask_total, {}
     for group, (entropy, dice) in zip(groups, mask_values, strict=True):
         classes = _class_values(group, targets, loss, softmax=model.class_scores == "softmax")
-        boxes, overlaps = _box_values(group, targets)
+        boxes, overlaps = _box_values(group, targets, things_only=loss.box_loss_things_only)
         own = (weights.classification * classes, weights.mask * entropy, weights.dice * dice)
         own = (*own, weights.box * boxes, weights.giou * overlaps)
         total = total + sum(jnp.sum(own[i]) for i in (0, 3, 4))
@@ -153,14 +153,14 @@ def match_all(
 
             def one_image(image: tuple) -> Array:
                 own, target, feature, source = image
-                points = draw("matching", source, index, loss.num_points)
+                points = None if target.masks is None else draw("matching", source, index, loss.num_points)
                 alone = jax.tree.map(lambda x: x[None], (own, target, feature, points))
-                return matching_cost(*alone, loss.costs)[0]
+                return matching_cost(*alone, loss.costs, things_mean=loss.match_box_things_mean)[0]
 
             return jax.lax.map(one_image, (one, targets, features, sources), batch_size=_IMAGES)
 
         costs = jax.lax.map(one_set, (jnp.arange(predictions.logits.shape[0]), predictions))
-        return match(costs, targets.valid.sum(axis=1))
+        return match(costs, targets.valid.sum(axis=1), impl=loss.matcher)
 
     specs = (_SETS_FIRST, _IMAGES_FIRST, _IMAGES_FIRST, _IMAGES_FIRST)
     inputs = jax.lax.stop_gradient((predictions, targets, mask_features))
@@ -286,12 +286,15 @@ def _goals(predictions: Predictions, pairs: Pairs, targets: Targets) -> Float[Ar
     return jnp.einsum("brq,brk->bqk", queries, labels)
 
 
-def _box_values(group: _Group, targets: Targets) -> tuple[Float[Array, "l"], Float[Array, "l"]]:
-    """L1 and generalised IoU loss for each object."""
+def _box_values(group: _Group, targets: Targets, *, things_only: bool) -> tuple[Float[Array, "l"], Float[Array, "l"]]:
+    """L1 and generalised IoU loss for each object; with `things_only` those of stuff are left out of the sums."""
 
     def one_set(predictions: Predictions, pairs: Pairs) -> tuple[Float[Array, ""], Float[Array, ""]]:
         boxes, goals = _rows(predictions.boxes, pairs.query), _rows(targets.boxes, pairs.target)
-        total = lambda losses: jnp.sum(jnp.where(pairs.valid, losses, 0)) / group.num_objects
+        trained = pairs.valid
+        if things_only:
+            trained &= jnp.take_along_axis(targets.is_thing, pairs.target, axis=1)
+        total = lambda losses: jnp.sum(jnp.where(trained, losses, 0)) / group.num_objects
         return total(l1_loss(boxes, goals)), total(giou_loss(boxes, goals))
 
     return jax.vmap(one_set)(group.predictions, group.pairs)

@@ -69,3 +69,30 @@ def test_class_cost_is_the_focal_loss_as_positive_less_that_as_negative(scene):
             positive = functional.focal_loss(logits, jnp.ones_like(logits))
             negative = functional.focal_loss(logits, jnp.zeros_like(logits))
             np.testing.assert_allclose(cost[b, :, j], positive - negative, atol=1e-6)
+
+
+def test_stuff_is_matched_with_the_mean_box_cost_of_the_things_of_its_image(scene):
+    one, targets, features, points = scene
+    # Image 0: thing, stuff, thing, filler. Image 1: two pieces of stuff and no thing.
+    targets = dataclasses.replace(targets, is_thing=jnp.array([[True, False, True, True], [False] * 4]))
+    for name in ("box", "giou"):
+        weights = dataclasses.replace(NOTHING, **{name: 3.0})
+        own = np.asarray(costs.matching_cost(one, targets, features, points, weights))
+        cost = np.asarray(costs.matching_cost(one, targets, features, points, weights, things_mean=True))
+        np.testing.assert_array_equal(cost[0, :, [0, 2]], own[0, :, [0, 2]])
+        np.testing.assert_allclose(cost[0, :, 1], own[0][:, [0, 2]].mean(), rtol=1e-6)
+        np.testing.assert_array_equal(cost[1], 0)
+
+
+def test_mean_over_things_of_three_by_three_costs_worked_by_hand():
+    cost = jnp.array([[[1.0, 50.0, 3.0], [5.0, 60.0, 7.0]]])
+    mean = costs._stuff_at_mean(cost, jnp.array([[True, False, True]]))
+    np.testing.assert_array_equal(mean, [[[1, 4, 3], [5, 4, 7]]])
+
+
+def test_other_costs_of_stuff_are_its_own(scene):
+    one, targets, features, points = scene
+    targets = dataclasses.replace(targets, is_thing=jnp.zeros_like(targets.is_thing))
+    weights = dataclasses.replace(TermsConfig(), box=0.0, giou=0.0)
+    own, cost = (costs.matching_cost(one, targets, features, points, weights, things_mean=m) for m in (False, True))
+    np.testing.assert_array_equal(own, cost)

@@ -257,3 +257,42 @@ def test_four_devices_give_the_loss_and_gradient_of_one():
     )
     four = jax.tree.map(np.asarray, jax.jit(partial(run, mesh))(spread, put(targets, ("data",))))
     _assert_close(four, one)
+
+
+def test_boxes_of_stuff_are_not_trained_when_asked(outputs):
+    targets = make_targets([2, 1], n=N)
+    things = dataclasses.replace(targets, is_thing=jnp.array([[True, False, False, False], [False] * N]))
+    loss = dataclasses.replace(LOSS, box_loss_things_only=True)
+
+    @jax.jit
+    @partial(jax.grad, has_aux=True)
+    def slope(boxes: jax.Array, targets: Targets) -> tuple:
+        own = dataclasses.replace(outputs, denoising=dataclasses.replace(outputs.denoising, boxes=boxes))
+        counts = targets.valid.sum(axis=1)
+        return criterion_at(own, targets, jnp.arange(2), same_points, loss, _model("masks"), counts=counts)
+
+    everything, terms = slope(outputs.denoising.boxes, targets)
+    part, fewer = slope(outputs.denoising.boxes, things)
+    changed = np.asarray(part != 0).any(axis=-1)
+    np.testing.assert_array_equal(changed, [[[True, False, True, False, False], [False] * 5]] * 2)
+    np.testing.assert_allclose(part[changed], np.asarray(everything)[changed])  # the divisor counts all objects
+    assert terms["loss_mask_dn"] == fewer["loss_mask_dn"]
+
+
+def test_a_detector_has_no_mask_terms_and_is_matched_without_masks(outputs):
+    targets = dataclasses.replace(make_targets([2, 1], n=N), masks=None)
+    model = ModelConfig(masks=False, denoising=DenoisingConfig(mode="boxes"))
+
+    @partial(jax.jit, static_argnames="masks")
+    def run(targets: Targets, masks: bool) -> tuple:
+        loss = dataclasses.replace(LOSS, costs=TermsConfig(mask=0.0, dice=0.0)) if masks else LOSS
+        own = dataclasses.replace(model, masks=masks)
+        counts = targets.valid.sum(axis=1)
+        return criterion_at(outputs, targets, jnp.arange(2), same_points, loss, own, counts=counts)
+
+    total, terms = run(targets, masks=False)
+    assert not any("mask" in name or "dice" in name for name in terms)
+    assert float(total) == pytest.approx(float(sum(terms.values())), rel=1e-6)
+    _, others = run(make_targets([2, 1], n=N), masks=True)  # matched with masks that cost nothing
+    for name, value in terms.items():
+        np.testing.assert_allclose(value, others[name], rtol=1e-6, err_msg=name)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from maskdino_jax.ops.points import sample_map, sample_masks, sample_packed, uncertain_points
+from maskdino_jax.ops.points import sample_map, sample_masks, sample_packed, smallest, uncertain_points
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +94,15 @@ def test_the_choice_of_points_passes_no_gradient(rng):
     over, rest = jnp.asarray(rng.random((1, 9, 2), np.float32)), jnp.asarray(rng.random((1, 2, 2), np.float32))
     gradient = jax.grad(lambda x: uncertain_points(x, over, rest, 3).sum())(logits)
     np.testing.assert_array_equal(gradient, 0)
+
+
+def test_smallest_are_those_of_a_stable_sort() -> None:
+    rng = np.random.default_rng(3)
+    values = np.abs(rng.standard_normal((3, 2, 500))).astype(np.float32)
+    values[0] = np.round(values[0], 1)  # many equal ones
+    values[1, 0, :300] = 0
+    values[1, 1] = 1.5
+    values[2, 0, 7] = np.inf
+    for count in (1, 120, 499, 500):
+        expected = np.sort(np.argsort(values, axis=-1, kind="stable")[..., :count], axis=-1)
+        np.testing.assert_array_equal(jax.jit(smallest, static_argnums=1)(values, count), expected)
