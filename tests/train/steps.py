@@ -46,6 +46,8 @@ def take_step(config: Config, devices: int, batch: Batch, *, poison: bool = Fals
     if poison:
         variables["params"]["heads"]["class_embed"]["bias"][0] = np.inf
     state = {"step": jnp.int32(0), **variables, "opt": build_optimizer(config.optimizer).init(variables["params"])}
+    if config.train.ema_decay:
+        state["ema"] = variables["params"]
     state = jax.tree.map(lambda x: _replicate(x, mesh), state)
     return jax.device_get(build_train_step(spec, config, mesh)(state, place(batch, mesh)))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from maskdino_jax.model import ModelSpec
@@ -35,6 +36,21 @@ def test_several_devices_take_the_step_of_one(devices: int, batch: Batch, whole:
 
 def test_four_parts_of_four_images_take_the_step_of_sixteen(batch: Batch, whole: State) -> None:
     assert_same_step(take_step(smallest(accumulate=4), 1, batch), whole)
+
+
+def test_bfloat16_takes_nearly_the_same_step_and_keeps_float32_state(batch: Batch, whole: State) -> None:
+    """The moving average is checked in passing: it is a tenth of the way from the old to the new parameters."""
+    config = smallest(ema_decay=0.9)
+    config.model.dtype = "bfloat16"
+    state, metrics = take_step(config, 1, batch)
+    assert {x.dtype for x in jax.tree.leaves((state["params"], state["ema"]))} == {np.dtype("float32")}
+    assert float(metrics["loss"]) == pytest.approx(float(whole[1]["loss"]), rel=0.01)
+    mine, theirs = (optax.tree.get(x["opt"], "mu") for x in (state, whole[0]))
+    cosine = optax.tree.vdot(mine, theirs) / (optax.tree.norm(mine) * optax.tree.norm(theirs))
+    assert cosine > 0.99
+    before = random_variables(ModelSpec(config.model, num_classes=133))["params"]
+    for old, new, average in zip(*map(jax.tree.leaves, (before, state["params"], state["ema"])), strict=True):
+        np.testing.assert_allclose(average, 0.9 * old + 0.1 * new, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.slow
