@@ -8,9 +8,11 @@ scale (paper, tables 5 and 7, and the released checkpoint):
 
     variant        mIoU
     r50            48.7   best of three runs, their mean is 47.7; runs differ by one and more
-    swin_l_900q    59.5   after detection on Objects365 (`config.train.init_from`), with a moving average of the weights
+    swin_l_900q    59.5   after detection on Objects365, with a moving average of the weights
 
-The paper's Swin-L without Objects365 reaches 56.6. `tiny` is the network of `r50` with smaller numbers, to try data and
+`swin_l_900q` starts from what configs/objects365_detection.py trained, `--config.train.init_from=WORKDIR`, and so has
+its levels and widths; the paper says no more than what is in this line. Its Swin-L without Objects365 reaches 56.6.
+`tiny` is the network of `r50` with smaller numbers, to try data and
 code on a CPU.
 """
 
@@ -45,6 +47,10 @@ def get_config(variant: str = "r50") -> Config:
     config.inference.object_threshold = 0.8
     if variant == "swin_l_900q":
         config.model.backbone = backbone("swin_l")
+        config.model.encoder.in_features = ("res2", "res3", "res4", "res5")
+        config.model.encoder.num_levels = 5
+        config.model.encoder.order = "fine_to_coarse"
+        config.model.encoder.ffn_dim = 2048
         config.model.decoder.num_queries = 900
         config.train.ema_decay = 0.9999  # the paper does not say which
     if variant == "tiny":

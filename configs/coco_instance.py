@@ -21,7 +21,10 @@ Published mask AP and box AP on val2017 (paper, table 3, and the released checkp
     swin_l_no_mask_enhance          50  52.1  58.3
     swin_l_hid1024                  50     -     -   narrower encoder
     swin_t, swin_s, swin_b          50     -     -   the recipe of swin_l with smaller backbones
+    swin_l_1280                     24  54.5     -   larger images, after detection on Objects365
 
+`swin_l_1280` starts from what configs/objects365_detection.py trained: `--config.train.init_from=WORKDIR`. Its crops
+have 1280 x 1280 pixels, and it is evaluated on images 1.2 times as large as those of the others.
 `tiny` is the network of `r50` with smaller numbers, to try data and code on a CPU.
 """
 
@@ -51,7 +54,8 @@ SCHEDULES = {  # steps, milestones; 7375 steps are an epoch
     "_24ep": (177_000, (147_500,)),
 }
 
-VARIANTS = {model + epochs: (model, epochs) for model in MODELS for epochs in SCHEDULES} | {"tiny": ("r50", "")}
+VARIANTS = {model + epochs: (model, epochs) for model in MODELS for epochs in SCHEDULES}
+VARIANTS |= {"swin_l_1280": ("swin_l", "_24ep"), "tiny": ("r50", "")}
 
 
 def get_config(variant: str = "r50") -> Config:
@@ -67,6 +71,9 @@ def get_config(variant: str = "r50") -> Config:
     model, epochs = VARIANTS[variant]
     _model(config, **MODELS[model])
     config.train.steps, config.optimizer.milestones = SCHEDULES[epochs]
+    if variant == "swin_l_1280":
+        config.data.image_size = (1280, 1280)
+        config.data.eval_short_side, config.data.eval_long_side = 960, 1600
     if variant == "tiny":
         tiny(config)
     return config

@@ -25,7 +25,8 @@ class Targets:
 
     labels: Int[Array, "*b n"]  # contiguous class ids
     boxes: Float[Array, "*b n 4"]
-    masks: UInt8[Array, "*b n h w8"]  # 8 pixels of a row in a byte, first pixel in the highest bit (np.packbits)
+    # 8 pixels of a row in a byte, first pixel in the highest bit (np.packbits); None: config.model.masks is False
+    masks: UInt8[Array, "*b n h w8"] | None
     is_thing: Bool[Array, "*b n"]
     valid: Bool[Array, "*b n"]
 
@@ -83,8 +84,8 @@ class Outputs:
 
     logits: Float[Array, "b q k"]
     boxes: Float[Array, "b q 4"]
-    masks: Float[Array, "b q h4 w4"]  # logits
-    mask_features: Float[Array, "b h4 w4 d"]
+    masks: Float[Array, "b q h4 w4"] | None  # logits; None: a detector has no use for them
+    mask_features: Float[Array, "b h4 w4 d"] | None
     proposals: Predictions | None  # of the encoder's selected tokens; None: the queries are learned
     heads: Predictions | None  # [l, b, q, ...] of the decoder's input and each of its layers, if asked for
 

@@ -23,6 +23,7 @@ FREE_ON_RESUME = (
     "train.log_images",
     "inference",
     "model.deform_attn",
+    "train.remat",
     "best_metric",
 )
 
@@ -40,6 +41,8 @@ _CHOICES = {
     "model.denoising.mode": ("masks", "boxes", "none"),
     "model.deform_attn": ("xla", "pallas"),
     "model.dtype": ("float32", "bfloat16"),
+    "loss.matcher": ("scipy", "device"),
+    "train.remat": ("none", "transformer", "backbone", "all"),
 }
 
 _AT_LEAST_ONE = (
@@ -111,6 +114,16 @@ def _validate_model(model: ModelConfig, require: Any) -> None:
         "learned queries come with boxes of their own: give none, or model.decoder.query_source=encoder.",
     )
     require(
+        model.masks or model.decoder.box_init == "none",
+        "model.decoder.box_init",
+        "a model without masks (config.model.masks = False) has no boxes of masks: give none.",
+    )
+    require(
+        model.masks or model.denoising.mode != "masks",
+        "model.denoising.mode",
+        "a model without masks (config.model.masks = False) cannot denoise them: give boxes or none.",
+    )
+    require(
         model.hidden_dim % model.num_heads == 0,
         "model.hidden_dim",
         f"give a multiple of model.num_heads = {model.num_heads}.",
@@ -158,11 +171,30 @@ def _validate_train(config: Config, require: Any) -> None:
     require(bool(tasks) and set(tasks) <= set(TASKS), "inference.tasks", f"give at least one of {', '.join(TASKS)}.")
     if config.data.format == "semantic" or config.model.class_scores == "softmax":
         require(tasks == ("semantic",), "inference.tasks", "semantic models and data sets: give ('semantic',).")
-    if config.data.format == "coco_instances":
-        require(tasks == ("instance",), "inference.tasks", "COCO instances have no stuff: give ('instance',).")
-    task = {"bbox": "instance", "segm": "instance", "panoptic_seg": "panoptic", "sem_seg": "semantic"}
+    if not config.model.masks:
+        require(
+            tasks == ("detection",),
+            "inference.tasks",
+            "a model without masks (config.model.masks = False) finds boxes: give ('detection',).",
+        )
+        instances = config.data.format == "coco_instances"
+        require(instances, "data.format", "without masks (config.model.masks = False), give coco_instances.")
     require(
-        task.get(config.best_metric.partition("/")[0]) in tasks,
+        "detection" not in tasks or len(tasks) == 1,
+        "inference.tasks",
+        "detection leaves the masks out, which the other tasks need: give it alone, or leave it out.",
+    )
+    if config.data.format == "coco_instances":
+        alone = tasks in (("instance",), ("detection",))
+        require(alone, "inference.tasks", "COCO instances have no stuff: give ('instance',) or ('detection',).")
+    scored = {
+        "instance": ("bbox", "segm"),
+        "detection": ("bbox",),
+        "panoptic": ("panoptic_seg",),
+        "semantic": ("sem_seg",),
+    }
+    require(
+        any(config.best_metric.partition("/")[0] in scored[task] for task in tasks),
         "best_metric",
         "give a metric of one of config.inference.tasks, such as panoptic_seg/PQ, segm/AP, bbox/AP or sem_seg/mIoU.",
     )

@@ -24,7 +24,7 @@ from maskdino_jax.validation import differences, explain_unknown_option, validat
         ("train.ema_decay", 1.0, "below 1"),
         ("train.seed", -1, "0 or a positive"),
         ("loss.importance_ratio", 1.5, "from 0 to 1"),
-        ("inference.tasks", ("detection",), "instance, panoptic, semantic"),
+        ("inference.tasks", ("boxes",), "instance, panoptic, semantic, detection"),
         ("best_metric", "accuracy", "panoptic_seg/PQ"),
         ("optimizer.milestones", (5, 3), "ascending"),
     ],

@@ -1,6 +1,7 @@
 """The config files: every variant is valid, and has the numbers of the official configs and of the paper."""
 
 import importlib.util
+import operator
 from pathlib import Path
 from types import ModuleType
 
@@ -34,16 +35,17 @@ def test_every_variant_is_valid_and_named_after_itself(name: str, variant: str) 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_unknown_variant_is_an_error_that_lists_the_known_ones(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"{name}\.py has no variant 'huge': choose r50, ") as error:
+    with pytest.raises(ValueError, match=rf"{name}\.py has no variant 'huge': choose (r50|swin_l), ") as error:
         load(name, "huge")
     assert all(variant in str(error.value) for variant in module(name).VARIANTS)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_default_is_the_resnet_50_of_the_paper(name: str) -> None:
+def test_the_default_is_the_resnet_50_of_the_paper_or_the_network_that_it_pretrained(name: str) -> None:
     config = module(name).get_config()
-    assert config.name == f"{name}_r50"
-    assert config.model.backbone.depths == (3, 4, 6, 3)
+    net = "swin_l" if name == "objects365_detection" else "r50"
+    assert config.name == f"{name}_{net}"
+    assert config.model.backbone.depths == backbone(net).depths
     assert (config.model.encoder.layers, config.model.decoder.layers, config.model.hidden_dim) == (6, 9, 256)
 
 
@@ -69,14 +71,19 @@ NETWORKS = {  # backbone, levels, of them in the backbone, order, encoder width,
     ("coco_instance", "swin_l"): ("swin_l", 5, 4, FINE, 2048, 300, "bitmask"),
     ("coco_instance", "swin_l_no_mask_enhance"): ("swin_l", 5, 4, FINE, 2048, 300, "none"),
     ("coco_instance", "swin_l_hid1024"): ("swin_l", 5, 4, FINE, 1024, 300, "bitmask"),
+    ("coco_instance", "swin_l_1280"): ("swin_l", 5, 4, FINE, 2048, 300, "bitmask"),
     ("coco_panoptic", "r50"): ("r50", 4, 3, FINE, 2048, 300, "none"),
+    ("coco_panoptic", "r50_decoupled"): ("r50", 4, 3, FINE, 2048, 300, "none"),
     ("coco_panoptic", "swin_t"): ("swin_t", 5, 4, FINE, 2048, 300, "none"),
     ("coco_panoptic", "swin_s"): ("swin_s", 5, 4, FINE, 2048, 300, "none"),
     ("coco_panoptic", "swin_b"): ("swin_b", 5, 4, FINE, 2048, 300, "none"),
     ("coco_panoptic", "swin_l"): ("swin_l", 5, 4, FINE, 2048, 300, "none"),
     ("coco_panoptic", "swin_l_mask_enhanced"): ("swin_l", 5, 4, FINE, 2048, 300, "bitmask"),
+    ("coco_panoptic", "swin_l_1280"): ("swin_l", 5, 4, FINE, 2048, 300, "none"),
+    ("objects365_detection", "swin_l"): ("swin_l", 5, 4, FINE, 2048, 900, "none"),
+    ("objects365_detection", "r50"): ("r50", 4, 3, FINE, 2048, 900, "none"),
     ("ade20k_semantic", "r50"): ("r50", 3, 3, COARSE, 1024, 100, "none"),
-    ("ade20k_semantic", "swin_l_900q"): ("swin_l", 3, 3, COARSE, 1024, 900, "none"),
+    ("ade20k_semantic", "swin_l_900q"): ("swin_l", 5, 4, FINE, 2048, 900, "none"),
     ("cityscapes_semantic", "r50"): ("r50", 3, 3, COARSE, 1024, 100, "none"),
 }
 
@@ -113,6 +120,9 @@ SCHEDULES = {
     ("coco_panoptic", "swin_l"): (368_750, (327_778, 355_092)),
     ("coco_panoptic", "r50_12ep"): (88_500, (81_125,)),
     ("coco_panoptic", "swin_l_mask_enhanced_24ep"): (177_000, (147_500,)),
+    ("coco_instance", "swin_l_1280"): (177_000, (147_500,)),
+    ("coco_panoptic", "swin_l_1280"): (177_000, (147_500,)),
+    ("coco_panoptic", "r50_decoupled"): (368_750, (327_778, 355_092)),
     ("ade20k_semantic", "r50"): (160_000, (135_000, 150_000)),
     ("ade20k_semantic", "swin_l_900q"): (160_000, (135_000, 150_000)),
     ("cityscapes_semantic", "r50"): (90_000, (80_000, 87_000)),
@@ -150,6 +160,86 @@ def test_coco_recipes(name: str) -> None:
     )
     assert (data.eval_short_side, data.eval_long_side, data.keep_empty) == (800, 1333, True)
     assert data.classes == {"coco_instance": "coco_instances", "coco_panoptic": "coco_panoptic"}[name]
+
+
+@pytest.mark.parametrize("name", ["coco_instance", "coco_panoptic"])
+def test_the_fine_tuning_at_1280_is_the_24_epochs_of_swin_l_on_larger_images(name: str) -> None:
+    large, usual = load(name, "swin_l_1280"), load(name, "swin_l_24ep")
+    assert large.data.image_size == (1280, 1280)
+    assert (large.data.eval_short_side, large.data.eval_long_side) == (1.2 * 800, 1600)
+    large.name, large.data = usual.name, usual.data
+    assert large == usual
+
+
+def test_only_the_decoupled_variants_leave_out_boxes_of_stuff() -> None:
+    switches = lambda pair: (load(*pair).loss.box_loss_things_only, load(*pair).loss.match_box_things_mean)
+    found = {pair: switches(pair) for pair in VARIANTS}
+    expected = {("coco_panoptic", f"r50_decoupled{epochs}"): (True, True) for epochs in ("", "_12ep", "_24ep")}
+    assert {pair: value for pair, value in found.items() if any(value)} == expected
+    decoupled, usual = load("coco_panoptic", "r50_decoupled"), load("coco_panoptic", "r50")
+    decoupled.name, decoupled.loss = usual.name, usual.loss
+    assert decoupled == usual
+
+
+def test_detection_learns_no_masks_for_26_epochs_of_objects365() -> None:
+    config = load("objects365_detection", "swin_l")
+    assert (config.model.masks, config.model.denoising.mode, config.inference.tasks) == (False, "boxes", ("detection",))
+    assert (config.train.batch_size, config.train.steps) == (64, 707_805)
+    assert config.train.steps * 64 == pytest.approx(26 * 1_742_289, abs=64)
+    assert config.optimizer.milestones == (637_024, 672_415)
+    assert config.best_metric == "bbox/AP"
+    without = {pair for pair in VARIANTS if not load(*pair).model.masks}
+    assert without == {("objects365_detection", variant) for variant in ("swin_l", "r50", "tiny")}
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "name", "variant"),
+    [
+        ("swin_l", "coco_instance", "swin_l_1280"),
+        ("swin_l", "coco_panoptic", "swin_l_1280"),
+        ("swin_l", "ade20k_semantic", "swin_l_900q"),
+        ("r50", "coco_instance", "r50"),
+        ("r50", "coco_panoptic", "r50_decoupled"),
+        ("tiny", "coco_instance", "tiny"),
+    ],
+)
+def test_what_is_fine_tuned_has_the_network_that_was_pretrained(pretrained: str, name: str, variant: str) -> None:
+    before, after = load("objects365_detection", pretrained).model, load(name, variant).model
+    assert (before.backbone, before.encoder) == (after.backbone, after.encoder)
+    assert (before.decoder.layers, before.decoder.ffn_dim) == (after.decoder.layers, after.decoder.ffn_dim)
+    assert (before.hidden_dim, before.num_heads, before.num_points) == (
+        after.hidden_dim,
+        after.num_heads,
+        after.num_points,
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "remedy"),
+    [
+        ("model.decoder.box_init", "mask2box", "has no boxes of masks: give none"),
+        ("model.denoising.mode", "masks", "cannot denoise them: give boxes or none"),
+        ("inference.tasks", ("instance",), r"finds boxes: give \('detection',\)"),
+        ("data.format", "coco_panoptic", "give coco_instances"),
+        ("best_metric", "segm/AP", "give a metric of one of config.inference.tasks"),
+    ],
+)
+def test_what_needs_masks_is_refused_without_them(path: str, value: object, remedy: str) -> None:
+    config = load("objects365_detection", "r50")
+    part, _, option = path.rpartition(".")
+    setattr(operator.attrgetter(part)(config) if part else config, option, value)
+    with pytest.raises(ConfigError, match=rf"config\.{path} = .*{remedy}"):
+        validate(config)
+
+
+@pytest.mark.parametrize("name", ["coco_instance", "coco_panoptic"])
+def test_a_model_with_masks_may_be_asked_for_boxes_alone(name: str) -> None:
+    config = load(name, "r50")
+    config.best_metric, config.inference.tasks = "bbox/AP", ("detection",)
+    assert validate(config) is config
+    config.inference.tasks = ("detection", "panoptic")
+    with pytest.raises(ConfigError, match=r"inference\.tasks = .*: detection leaves the masks out, .* give it alone"):
+        validate(config)
 
 
 @pytest.mark.parametrize(

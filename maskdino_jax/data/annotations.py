@@ -35,11 +35,11 @@ class Record:
         return pickle.loads(self.pickled)
 
 
-def read_instances(path: Path) -> tuple[Catalog, tuple[Record, ...]]:
+def read_instances(path: Path, masks: bool = True) -> tuple[Catalog, tuple[Record, ...]]:
     """Classes and images of an instances JSON, in its order.
 
     As in the reference, crowds are left out, and so are polygons with less than three points or an odd count of numbers
-    and objects with no other polygon.
+    and objects with no other polygon. Without `masks` only boxes are read, and those without an area are left out.
 
     Raises:
         ValueError: the file is no COCO JSON or contradicts itself; the message names the entry.
@@ -55,9 +55,12 @@ def read_instances(path: Path) -> tuple[Catalog, tuple[Record, ...]]:
         _check_category(what, annotation["category_id"], catalog)
         if annotation.get("iscrowd", 0):
             continue
-        segmentation = _segmentation(what, annotation, sizes[annotation["image_id"]])
-        if segmentation:
-            kept = {key: annotation[key] for key in ("id", "category_id")} | {"segmentation": segmentation}
+        if masks:
+            shape = {"segmentation": _segmentation(what, annotation, sizes[annotation["image_id"]])}
+        else:
+            shape = {"bbox": _bbox(what, annotation)}
+        if all(shape.values()):
+            kept = {key: annotation[key] for key in ("id", "category_id")} | shape
             objects[annotation["image_id"]].append(kept)
     return catalog, tuple(_record(image, objects[image["id"]]) for image in tables["images"])
 
@@ -152,8 +155,20 @@ def _segmentation(what: str, annotation: Json, size: tuple[int, int]) -> Json | 
         return [polygon for polygon in value if len(polygon) >= _POLYGON_NUMBERS and len(polygon) % 2 == 0]
     raise ValueError(
         f"{what}: segmentation is {str(value)[:40]!r}, neither a list of polygons nor run lengths. "
-        "Mask DINO learns from masks: add one, or drop the annotation."
+        "Mask DINO learns from masks: add one, or drop the annotation; or learn boxes only, with "
+        "config.model.masks=False (configs/objects365_detection.py)."
     )
+
+
+def _bbox(what: str, annotation: Json) -> list[float]:
+    """x, y, width, height in pixels; empty if the box has no area."""
+    value = annotation.get("bbox")
+    if not isinstance(value, list) or len(value) != 4 or not all(isinstance(side, int | float) for side in value):
+        raise ValueError(
+            f"{what}: bbox is {str(value)[:40]!r}, not [x, y, width, height] in pixels. "
+            "Correct it, or drop the annotation."
+        )
+    return value if value[2] > 0 and value[3] > 0 else []
 
 
 def _check_keys(what: str, entry: Json, keys: tuple[str, ...]) -> None:

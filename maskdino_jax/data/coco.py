@@ -10,7 +10,7 @@ from jaxtyping import Int
 from maskdino_jax.data.annotations import Record
 from maskdino_jax.data.catalog import Catalog
 from maskdino_jax.data.images import load_image
-from maskdino_jax.data.objects import Instances, Objects, Outline, RunLengths, Segments
+from maskdino_jax.data.objects import Boxes, Instances, Objects, Outline, RunLengths, Segments
 from maskdino_jax.data.runs import parse_runs
 from maskdino_jax.data.transforms import Example
 
@@ -27,6 +27,7 @@ class CocoDataset:
     records: tuple[Record, ...]
     panoptic_dir: Path | None  # folder of PNG with segment ids; None: instances only
     instances_json: Path | None  # for box and mask AP; None: there is none
+    masks: bool = True  # False: instances are boxes only
 
     @property
     def panoptic_json(self) -> Path | None:
@@ -88,9 +89,11 @@ class CocoDataset:
             objects=self._objects(index, annotations),
         )
 
-    def _objects(self, index: int, annotations: list[dict[str, Any]]) -> Objects:
+    def _objects(self, index: int, annotations: list[dict[str, Any]]) -> Objects | Boxes:
         if self.panoptic_dir:
             return Segments(self.panoptic_map(index), tuple(entry["id"] for entry in annotations))
+        if not self.masks:
+            return Boxes.from_coco([entry["bbox"] for entry in annotations], self.size(index))
         return Instances(self.size(index), tuple(self._shape(index, entry) for entry in annotations))
 
     def _shape(self, index: int, annotation: dict[str, Any]) -> Outline | RunLengths:

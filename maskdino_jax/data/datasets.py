@@ -14,11 +14,14 @@ _SAMPLES = Path(__file__).parent / "samples" / "nuclei"
 Dataset: TypeAlias = CocoDataset | SemanticDataset
 
 
-def open_dataset(data: DataConfig, split: str) -> Dataset:
+def open_dataset(data: DataConfig, split: str, *, masks: bool = True) -> Dataset:
     """The "train" or "val" split of the data set that `data` describes.
 
     For training on instances, images without an object are left out, as in the reference; training on other formats
     and validation keep every image.
+
+    Args:
+        masks: False: COCO instances are read as boxes; "segmentation" need not be there and is not looked at.
 
     Raises:
         FileNotFoundError: a path is missing; the message names the option.
@@ -39,7 +42,7 @@ def open_dataset(data: DataConfig, split: str) -> Dataset:
         catalog, records = read_panoptic(annotations)
     else:
         panoptic_dir, instances_json = None, annotations
-        catalog, records = read_instances(annotations)
+        catalog, records = read_instances(annotations, masks)
         if split == "train":
             records = tuple(record for record in records if record.annotations)
     if not records:
@@ -51,6 +54,7 @@ def open_dataset(data: DataConfig, split: str) -> Dataset:
         records=records,
         panoptic_dir=panoptic_dir,
         instances_json=instances_json,
+        masks=masks,
     )
 
 

@@ -6,6 +6,7 @@ otherwise hold hundreds of megabytes.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -125,6 +126,31 @@ class Segments:
     def raster(self, index: int) -> tuple[Mask, Box]:
         mask = self.id_map == self.ids[index]
         return mask, mask_box(mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class Boxes:
+    """Objects of which only boxes are known: they have no `raster`. Those outside of the window are dropped."""
+
+    corners: Float[np.ndarray, "n 4"]  # x0, y0, x1, y1 in pixels, inside the image
+
+    @classmethod
+    def from_coco(cls, boxes: Sequence[Sequence[float]], size: tuple[int, int]) -> "Boxes":
+        """Of (x, y, width, height), cut off at the borders of an image of `size` (height, width)."""
+        low, extent = np.array(boxes, np.float64).reshape(-1, 2, 2).transpose(1, 0, 2)
+        height, width = size
+        return cls(np.concatenate([low, low + extent], axis=1).clip(0, (width, height, width, height)))
+
+    def __len__(self) -> int:
+        return len(self.corners)
+
+    def move(self, geometry: Geometry) -> tuple["Boxes", Int[np.ndarray, "n"]]:
+        """A resize and a crop keep rectangles rectangles, so that this equals clipping the four corners' outline."""
+        (y, x), (height, width) = geometry.offset, geometry.window
+        points = geometry.move_points(self.corners.reshape(-1, 2)).reshape(-1, 2, 2) - (x, y)
+        ends = np.stack([points.min(axis=1), points.max(axis=1)], axis=1).clip(0, (width, height))  # a flip swaps them
+        kept = np.flatnonzero(((ends[:, 1] - ends[:, 0]) > _SMALLEST_SIDE).all(axis=1))
+        return Boxes(ends[kept].reshape(-1, 4)), kept
 
 
 def mask_box(mask: Mask) -> Box:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int, UInt8
 from maskdino_jax.config import DataConfig
 from maskdino_jax.data.geometry import Geometry
 from maskdino_jax.data.images import resize_bilinear
-from maskdino_jax.data.objects import Objects
+from maskdino_jax.data.objects import Boxes, Objects
 
 PADDING = 128  # grey level of pixels beyond the image, before normalisation
 
@@ -23,7 +23,7 @@ class Example:
     image: UInt8[np.ndarray, "h w 3"]  # RGB
     labels: Int[np.ndarray, "n"]  # contiguous class ids
     is_thing: Bool[np.ndarray, "n"]
-    objects: Objects  # n of them
+    objects: Objects | Boxes  # n of them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

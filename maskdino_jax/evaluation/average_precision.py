@@ -17,6 +17,7 @@ from maskdino_jax.data.coco import CocoDataset
 from maskdino_jax.evaluation.regions import truth
 from maskdino_jax.inference.results import Instances, encode, to_coco
 
+KINDS = ("bbox", "segm")
 _SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # the first of COCOeval.stats
 _ALL_AREAS, _HUNDRED_DETECTIONS = 0, -1  # places on the last axes of COCOeval's precision
 
@@ -29,7 +30,9 @@ class AveragePrecision:
     `add` may be called from several threads.
     """
 
-    def __init__(self, dataset: CocoDataset, output_dir: Path | None = None):
+    def __init__(self, dataset: CocoDataset, output_dir: Path | None = None, kinds: tuple[str, ...] = KINDS):
+        """`kinds`: what is compared with the truth, boxes (`bbox`) and masks (`segm`)."""
+        self._kinds = kinds
         self._dataset = dataset
         self._output_dir = output_dir
         self._results: dict[int, list[dict[str, Any]]] = {}  # of each record
@@ -46,11 +49,14 @@ class AveragePrecision:
             (self._output_dir / "instances_predictions.json").write_text(json.dumps(results))
         content = _read_truth(self._dataset) if self._dataset.instances_json else _truth_of_segments(self._dataset)
         image_ids = [self._dataset.image_id(record) for record in range(len(self._dataset))]
-        return average_precision(content, results, image_ids)
+        return average_precision(content, results, image_ids, self._kinds)
 
 
 def average_precision(
-    content: dict[str, Any], results: Sequence[dict[str, Any]], image_ids: Iterable[int | str]
+    content: dict[str, Any],
+    results: Sequence[dict[str, Any]],
+    image_ids: Iterable[int | str],
+    kinds: tuple[str, ...] = KINDS,
 ) -> dict[str, float]:
     """AP of boxes (`bbox/`) and masks (`segm/`) as fractions of one, at most 100 detections for each image.
 
@@ -59,16 +65,20 @@ def average_precision(
 
     Args:
         content: a COCO instances file; results: entries of a COCO result file; image_ids: the images that count.
+        kinds: with `bbox` alone, neither needs a "segmentation".
     """
     expected = _index(
         content | {"annotations": [_complete(entry, n) for n, entry in _numbered(content["annotations"])]}
     )
     for entry in expected.anns.values():
-        if not {"area", "bbox"} <= entry.keys():
+        if "segmentation" not in entry:
+            entry.setdefault("area", float(entry["bbox"][2] * entry["bbox"][3]))
+        elif not {"area", "bbox"} <= entry.keys():
             run_lengths = expected.annToRLE(entry)
             entry.setdefault("area", float(coco_mask.area(run_lengths)))
             entry.setdefault("bbox", coco_mask.toBbox(run_lengths).tolist())
-    return _evaluate(expected, results, list(image_ids), "bbox") | _evaluate(expected, results, list(image_ids), "segm")
+    image_ids = list(image_ids)
+    return {name: value for kind in kinds for name, value in _evaluate(expected, results, image_ids, kind).items()}
 
 
 def _evaluate(expected: COCO, results: Sequence[dict[str, Any]], image_ids: list, kind: str) -> dict[str, float]:

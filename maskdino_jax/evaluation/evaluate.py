@@ -59,6 +59,7 @@ def evaluate(
         output_dir.mkdir(parents=True, exist_ok=True)
     makers = {
         "instance": ("instances", lambda: AveragePrecision(dataset, output_dir)),
+        "detection": ("instances", lambda: AveragePrecision(dataset, output_dir, kinds=("bbox",))),
         "panoptic": ("panoptic", lambda: PanopticQuality(dataset, output_dir)),
         "semantic": ("semantic", lambda: MeanIoU(dataset)),
     }

@@ -55,8 +55,9 @@ class Postprocessor:
                 f"config.inference.tasks = {self.tasks}: a model with config.model.class_scores = 'softmax' makes "
                 "semantic maps only. Give ('semantic',)."
             )
-        # The official panoptic mode drops stuff from instances.
-        self._allowed = catalog.is_thing if "panoptic" in self.tasks else np.ones(catalog.num_classes, bool)
+        # The official panoptic mode drops stuff from instances; no one asks for boxes of stuff either.
+        things = {"panoptic", "detection"} & set(self.tasks)
+        self._allowed = catalog.is_thing if things else np.ones(catalog.num_classes, bool)
 
     def begin(self, outputs: Outputs, batch: EvalBatch, tasks: tuple[str, ...] | None = None) -> list[Pending]:
         """Start on the valid images of a batch, in its order, without waiting for the device.
@@ -76,7 +77,7 @@ class Postprocessor:
                 "weights."
             )
         canvas = batch.images.shape[1:3]
-        stride = canvas[0] // outputs.masks.shape[2]
+        stride = Frame.stride if outputs.masks is None else canvas[0] // outputs.masks.shape[2]
         extents = np.broadcast_to(canvas, (len(batch.images), 2)) if batch.extents is None else batch.extents
         pairs = lambda values: [tuple(pair) for pair in np.asarray(values).tolist()]
         frames = [
@@ -94,11 +95,14 @@ class Postprocessor:
         """Arrays of a batch for each task, rows where they were; each device computes those it holds."""
         options, logits, boxes, masks = self._options, outputs.logits, outputs.boxes, outputs.masks
         target = tuple(max(sides) for sides in zip(*(frame.target for frame in frames), strict=True))
-        run = functools.partial(_run, _mesh_of(masks))
+        run = functools.partial(_run, _mesh_of(logits))
         to_original = [frame.to_original(target) for frame in frames]
         found: dict[str, Any] = {}
         for task in self.tasks if tasks is None else tasks:
-            if task == "instance":
+            if task == "detection":
+                function = functools.partial(segment.detections, top=options.detections_per_image)
+                found[task] = run(function, logits, boxes, [self._allowed] * len(frames))
+            elif task == "instance":
                 function = functools.partial(segment.instances, top=options.detections_per_image)
                 found[task] = run(function, logits, boxes, masks, to_original, [self._allowed] * len(frames))
             elif task == "panoptic":
@@ -123,9 +127,10 @@ class Postprocessor:
         found = jax.tree.map(lambda array: _row(array, pending.row), pending.found)
         frame = pending.frame
         height, width = frame.original_size
+        picks = found.get("instance", found.get("detection"))
         return Segments(
             catalog=self.catalog,
-            instances=_instances(found["instance"], frame) if "instance" in found else None,
+            instances=None if picks is None else _instances(picks, frame),
             panoptic=(
                 _panoptic(found["panoptic"], frame, self.catalog, self._options.overlap_threshold)
                 if "panoptic" in found
@@ -178,13 +183,13 @@ def _instances(picks: segment.Picks, frame: Frame) -> Instances:
     """The picks that may be instances, with the predicted boxes in pixels of the original image, not clipped."""
     height, width = frame.original_size
     kept = np.flatnonzero(picks.kept)
-    bits = picks.masks[:, :height, : -(-width // 8)]
+    bits = None if picks.masks is None else picks.masks[picks.place[kept], :height, : -(-width // 8)]
     return Instances(
         scores=picks.scores[kept],
         labels=picks.labels[kept].astype(np.int32),
         boxes=_to_pixels(picks.boxes[kept], frame),
         queries=picks.queries[kept].astype(np.int32),
-        bits=bits[picks.place[kept]],
+        bits=bits,
         width=width,
     )
 

@@ -1,5 +1,6 @@
 """The object a notebook uses: images in, segments out."""
 
+import dataclasses
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -28,13 +29,20 @@ _ALL = "all"
 
 
 class Detector:
-    """The compiled forward pass: one compilation for each shape of canvas, batches split over the mesh."""
+    """The compiled forward pass: one compilation for each shape of canvas, batches split over the mesh.
 
-    def __init__(self, spec: ModelSpec, mesh: Mesh) -> None:
+    Without `masks` they are left out of the outputs, and so the compiler leaves out all that is for them alone.
+    """
+
+    def __init__(self, spec: ModelSpec, mesh: Mesh, *, masks: bool = True) -> None:
         self.mesh = mesh
         self._split = NamedSharding(mesh, P("data"))
         self._seen: set[tuple[int, ...]] = set()
-        detect = lambda variables, images, sizes, extents: spec.bind(variables).detect(images, sizes, extents)
+
+        def detect(variables: dict[str, Any], *batch: jax.Array | None) -> Outputs:
+            outputs = spec.bind(variables).detect(*batch)
+            return outputs if masks else dataclasses.replace(outputs, masks=None, mask_features=None, proposals=None)
+
         self._detect = jax.jit(detect, out_shardings=self._split)
 
     def __call__(self, variables: dict[str, Any], batch: EvalBatch) -> Outputs:
@@ -65,6 +73,12 @@ class Predictor:
         Raises:
             ValueError: the classes are not as many as the catalog's, or the model cannot do `config.inference.tasks`.
         """
+        tasks = tuple(config.inference.tasks)
+        if not spec.config.masks and tasks != ("detection",):
+            raise ValueError(
+                f"config.inference.tasks = {tasks}: the weights come from a training without masks "
+                "(config.model.masks = False). Give ('detection',)."
+            )
         if spec.num_classes != catalog.num_classes:
             raise ValueError(
                 f"the weights are for {spec.num_classes} classes but the catalog has {catalog.num_classes}: give the "
@@ -75,7 +89,7 @@ class Predictor:
         self._postprocessor = Postprocessor(catalog, config)
         mesh = _one_device()
         self._variables = jax.device_put(variables, NamedSharding(mesh, P()))
-        self._detector = Detector(spec, mesh)
+        self._detector = Detector(spec, mesh, masks=tasks != ("detection",))
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, *, config: Config | None = None) -> Self:
@@ -122,7 +136,7 @@ class Predictor:
         Args:
             image: a file, a PIL image, or RGB bytes [h, w, 3]; or a list of them, for a list of results. Images whose
                 canvases are alike go through the model `config.inference.batch_size` at a time.
-            task: "instance", "panoptic", "semantic", or "all" of `config.inference.tasks`.
+            task: "instance", "panoptic", "semantic", "detection", or "all" of `config.inference.tasks`.
 
         Raises:
             ValueError: the model does not do the task, or the pixels are not RGB bytes.

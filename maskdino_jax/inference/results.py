@@ -15,7 +15,8 @@ from scipy import ndimage
 from maskdino_jax.config import TASKS
 from maskdino_jax.data.catalog import Catalog
 
-_FIELDS = {"instance": "instances", "panoptic": "panoptic", "semantic": "semantic"}  # of `Segments`, by task
+# of `Segments`, by task
+_FIELDS = {"instance": "instances", "detection": "instances", "panoptic": "panoptic", "semantic": "semantic"}
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the original image, the ends exclusive
 
@@ -30,12 +31,16 @@ class Segment:
     label: int  # contiguous class index
     name: str
     is_thing: bool
-    area: int  # pixels
+    area: int  # pixels of the mask, in a detection of the box
     make_mask: Callable[[], Bool[np.ndarray, "h w"]] = dataclasses.field(repr=False, compare=False)
 
     @property
     def mask(self) -> Bool[np.ndarray, "h w"]:
-        """The pixels of the segment, made anew at each access."""
+        """The pixels of the segment, made anew at each access.
+
+        Raises:
+            ValueError: it is a detection, which has a box only.
+        """
         return self.make_mask()
 
 
@@ -43,11 +48,12 @@ class Segment:
 class Instances:
     """Countable objects, best first. One query may appear with several labels."""
 
-    scores: Float32[np.ndarray, "n"]  # class probability times mask quality
+    scores: Float32[np.ndarray, "n"]  # class probability times mask quality; of detections class probability
     labels: Int32[np.ndarray, "n"]  # contiguous class ids
     boxes: Float32[np.ndarray, "n 4"]  # xyxy in pixels of the original image; may reach beyond it
     queries: Int32[np.ndarray, "n"]
-    bits: UInt8[np.ndarray, "n h w8"]  # the masks, 8 pixels of a row in a byte, first pixel in the highest bit
+    # The masks, 8 pixels of a row in a byte, first pixel in the highest bit; None: detections, which have boxes only.
+    bits: UInt8[np.ndarray, "n h w8"] | None
     width: int  # pixels of a row; the bits beyond are zero
 
     @classmethod
@@ -60,7 +66,11 @@ class Instances:
 
     @property
     def masks(self) -> Bool[np.ndarray, "n h w"]:
-        """All masks, made anew at each access: a byte for each pixel of each instance."""
+        """All masks, made anew at each access: a byte for each pixel of each instance.
+
+        Raises:
+            ValueError: these are detections.
+        """
         return self._unpacked(slice(None))
 
     def mask(self, index: int) -> Bool[np.ndarray, "h w"]:
@@ -69,16 +79,20 @@ class Instances:
 
     @property
     def areas(self) -> Int[np.ndarray, "n"]:
-        """Pixels of each mask."""
+        """Pixels of each mask, or of each box if there are no masks."""
+        if self.bits is None:
+            return np.rint(np.prod(self.boxes[:, 2:] - self.boxes[:, :2], axis=1)).astype(np.int64)
         return np.bitwise_count(self.bits).sum(axis=(1, 2), dtype=np.int64)
 
     def above(self, score: float) -> "Instances":
         """Those with at least this score."""
         keep = self.scores >= score
-        rows = {name: value[keep] for name, value in vars(self).items() if name != "width"}
-        return Instances(**rows, width=self.width)
+        rows = {name: value[keep] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return dataclasses.replace(self, **rows)
 
     def _unpacked(self, index: int | slice) -> Bool[np.ndarray, "*n h w"]:
+        if self.bits is None:
+            raise ValueError("detections have boxes but no masks: ask a model that learned masks for 'instance'.")
         return np.unpackbits(self.bits[index], axis=-1, count=self.width).view(bool)
 
 
@@ -132,22 +146,29 @@ class Segments:
     @functools.cached_property
     def segments(self) -> tuple[Segment, ...]:
         """Of the first result that is there: of instances, the panoptic map or the semantic map; see `of`."""
-        return next((self.of(task) for task in TASKS if getattr(self, _FIELDS[task]) is not None), ())
+        return next((self.of(task) for task in TASKS if self._result(task) is not None), ())
 
     def of(self, task: str) -> tuple[Segment, ...]:
-        """The instances, the segments of the panoptic map, or one segment for each class of the semantic map.
+        """The instances or detections, the segments of the panoptic map, or one for each class of the semantic map.
 
         Raises:
             ValueError: the task was not asked for.
         """
-        found = getattr(self, _FIELDS[task]) if task in _FIELDS else None
+        found = self._result(task)
         if found is None:
             raise ValueError(f"task = {task!r}: there is no such result; ask the predictor for it.")
-        read = {"instance": self._of_instances, "panoptic": self._of_panoptic, "semantic": self._of_semantic}
-        return read[task](found)
+        read = {"instances": self._of_instances, "panoptic": self._of_panoptic, "semantic": self._of_semantic}
+        return read[_FIELDS[task]](found)
+
+    def _result(self, task: str) -> Any:
+        """What was found for a task; None if it was not asked for. Detections are instances without masks."""
+        found = getattr(self, _FIELDS[task]) if task in _FIELDS else None
+        if isinstance(found, Instances) and (found.bits is None) != (task == "detection"):
+            return None
+        return found
 
     def to_dict(self, file_name: str, score_threshold: float) -> dict[str, Any]:
-        """Plain JSON: instances with at least `score_threshold`, and the segments of the panoptic map."""
+        """Plain JSON: instances or detections from `score_threshold` on, and the segments of the panoptic map."""
         content: dict[str, Any] = {"file_name": file_name}
         if self.instances is not None:
             content["instances"] = to_coco(self.instances.above(score_threshold), self.catalog)
@@ -211,7 +232,7 @@ def _boxes(ids: Int32[np.ndarray, "h w"]) -> dict[int, Box]:
 
 
 def to_coco(instances: Instances, catalog: Catalog) -> list[dict[str, Any]]:
-    """Entries of a COCO result file without the image: boxes as x, y, width, height; masks as run lengths."""
+    """Entries of a COCO result file without the image: boxes as x, y, width, height; masks, if any, as run lengths."""
     corners = instances.boxes.astype(float)
     boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).tolist()
     rows = zip(instances.labels.tolist(), instances.scores.tolist(), boxes, strict=True)
@@ -220,8 +241,8 @@ def to_coco(instances: Instances, catalog: Catalog) -> list[dict[str, Any]]:
             "category_id": catalog.categories[label].id,
             "score": score,
             "bbox": box,
-            "segmentation": encode(instances.mask(index)[None])[0],
         }
+        | ({} if instances.bits is None else {"segmentation": encode(instances.mask(index)[None])[0]})
         for index, (label, score, box) in enumerate(rows)
     ]
 

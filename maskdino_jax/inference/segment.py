@@ -27,13 +27,13 @@ T = TypeVar("T")
 class Picks:
     """The best pairs of query and class, best first, and the masks of their queries, each mask once."""
 
-    scores: Float[Array, "n"]  # class probability times mask quality
+    scores: Float[Array, "n"]  # class probability times mask quality, or without masks class probability
     labels: Int[Array, "n"]
     queries: Int[Array, "n"]
     kept: Bool[Array, "n"]  # whether the class may be an instance
     boxes: Float[Array, "n 4"]  # cx, cy, w, h as shares of the extent
-    place: Int[Array, "n"]  # which of `masks` it has, where kept
-    masks: UInt8[Array, "m h w8"]  # logit above 0, 8 pixels of a row in a byte, first pixel in the highest bit
+    place: Int[Array, "n"] | None  # which of `masks` it has, where kept; None: boxes only
+    masks: UInt8[Array, "m h w8"] | None  # logit above 0, 8 pixels of a row in a byte, first pixel in the highest bit
 
 
 @jax.tree_util.register_dataclass
@@ -63,9 +63,8 @@ def instances(
     The score is the class probability times the mean probability inside the mask. Pairs of classes that are not
     `allowed` are dropped after the choice, as in the official panoptic mode.
     """
-    num_queries, classes = logits.shape
-    probabilities, best = lax.top_k(_probabilities(logits).ravel(), min(top, num_queries * classes))
-    queries, labels = best // classes, best % classes
+    num_queries = len(logits)
+    probabilities, queries, labels = _best_pairs(logits, top)
     kept = allowed[labels]
     order, count, rank = _in_order(jnp.zeros(num_queries, bool).at[queries].max(kept))
     height, width = _shape(to_original)
@@ -91,6 +90,22 @@ def instances(
     )
     sort = lambda x: x if x is bits else x[ranking]
     return jax.tree.map(sort, values)
+
+
+def detections(
+    logits: Float[Array, "q k"], boxes: Float[Array, "q 4"], allowed: Bool[Array, "k"], *, top: int
+) -> Picks:
+    """As `instances`, without masks: the score is the class probability alone."""
+    probabilities, queries, labels = _best_pairs(logits, top)
+    return Picks(
+        scores=probabilities,
+        labels=labels,
+        queries=queries,
+        kept=allowed[labels],
+        boxes=boxes[queries],
+        place=None,
+        masks=None,
+    )
 
 
 def contest(
@@ -188,6 +203,12 @@ def classes_after(
 
 def _probabilities(logits: Float[Array, "q k"]) -> Float[Array, "q k"]:
     return jax.nn.sigmoid(logits.astype(jnp.float32))
+
+
+def _best_pairs(logits: Float[Array, "q k"], top: int) -> tuple[Float[Array, "n"], Int[Array, "n"], Int[Array, "n"]]:
+    """Class probability, query and class of the `top` most probable pairs, the best first."""
+    probabilities, best = lax.top_k(_probabilities(logits).ravel(), min(top, logits.size))
+    return probabilities, best // logits.shape[1], best % logits.shape[1]
 
 
 def _sharpened(probabilities: Float[Array, "q k"], temperature: float) -> Float[Array, "q k"]:

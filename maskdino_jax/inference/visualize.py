@@ -44,13 +44,14 @@ def draw(
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
     """A picture of the results, at least 512 pixels high and wide.
 
-    Regions come from the panoptic map, else from the instances, else from the semantic map. Instances with at least
-    `score_threshold` have a box and a name, unless they are too small for it; stuff is named where it is widest.
+    Regions come from the panoptic map, else from the instances, else from the semantic map. Instances and detections
+    with at least `score_threshold` have a box and a name, unless they are too small for it; stuff is named where it is
+    widest.
     """
     catalog = segments.catalog
     confident = None if segments.instances is None else segments.instances.above(score_threshold)
-    regions = _regions(segments.panoptic, confident, segments.semantic, catalog)
     height, width = image.shape[:2]
+    regions = _regions(segments.panoptic, confident, segments.semantic, catalog, (height, width))
     scale = max(1.0, _SHORT_SIDE / min(height, width))
     size = round(width * scale), round(height * scale)
     pixels = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
@@ -70,15 +71,19 @@ def _regions(
     instances: Instances | None,
     semantic: Int[np.ndarray, "h w"] | None,
     catalog: Catalog,
+    size: tuple[int, int],
 ) -> _Regions:
-    """Regions of the first result that is there; all of a semantic map are stuff, all instances are things."""
+    """Regions of the first result that is there; all of a semantic map are stuff, all instances are things, and
+    detections have none."""
     if panoptic is not None:
         numbers = np.zeros(max((segment.id for segment in panoptic.segments), default=0) + 1, int)
         numbers[[segment.id for segment in panoptic.segments]] = np.arange(1, len(panoptic.segments) + 1)
         ids, labels = numbers[panoptic.ids], [segment.label for segment in panoptic.segments]
         is_thing = [segment.is_thing for segment in panoptic.segments]
+    elif instances is not None and instances.bits is None:
+        ids, labels, is_thing = np.zeros(size, int), (), ()
     elif instances is not None:
-        ids, labels = np.zeros((instances.bits.shape[1], instances.width), int), instances.labels
+        ids, labels = np.zeros(size, int), instances.labels
         for position in range(len(instances), 0, -1):  # the best one lies on top
             ids[instances.mask(position - 1)] = position
         is_thing = np.ones(len(labels))
@@ -142,13 +147,14 @@ def _tags_of_instances(instances: Instances, regions: _Regions, catalog: Catalog
     tags = []
     rows = zip(instances.scores, instances.labels, instances.boxes, strict=True)
     for index, (score, label, box) in enumerate(rows):
-        mask = instances.mask(index)
         category = catalog.categories[label]
-        covered = np.bincount(regions.ids[mask], minlength=len(regions.labels) + 1)[1:]
-        covered = np.where(regions.labels == label, covered, 0)
         color = category.color
-        if covered.size and covered.max() > _OWN_SHARE * mask.sum():
-            color = tuple(regions.colors[covered.argmax()].tolist())
+        if len(regions.labels):  # not those of detections
+            mask = instances.mask(index)
+            covered = np.bincount(regions.ids[mask], minlength=len(regions.labels) + 1)[1:]
+            covered = np.where(regions.labels == label, covered, 0)
+            if covered.max() > _OWN_SHARE * mask.sum():
+                color = tuple(regions.colors[covered.argmax()].tolist())
         tags.append(_Tag(f"{category.name} {score:.0%}", color, tuple((box * scale).tolist())))
     return tags
 

@@ -218,3 +218,19 @@ def test_instances_of_another_split_are_an_error(nuclei, blocks):
     wrong = dataclasses.replace(blocks, instances_json=nuclei.instances_json)
     with pytest.raises(ValueError, match="lacks image 500"):
         AveragePrecision(wrong).compute()
+
+
+def test_boxes_alone_are_compared_without_masks():
+    """Areas of the truth decide about its size range: its own where it has one, else those of its boxes."""
+    boxes = [10, 10, 20, 20], [50, 50, 40, 40]
+    results = [result(0.9, box) for box in boxes] + [result(0.95, [0, 0, 3, 3])]
+    both = average_precision(content_of(*boxes), results, [1])
+    content = content_of(*boxes)
+    for entry in content["annotations"] + results:
+        del entry["segmentation"]
+    alone = average_precision(content, results, [1], kinds=("bbox",))
+    assert alone == {name: value for name, value in both.items() if name.startswith("bbox/")}
+    assert {"bbox/APs", "bbox/APm"} <= set(alone)
+    for entry in content["annotations"]:
+        entry["area"] = 100**2
+    assert not {"bbox/APs", "bbox/APm"} & set(average_precision(content, results, [1], kinds=("bbox",)))

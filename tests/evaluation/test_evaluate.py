@@ -55,6 +55,16 @@ def test_only_the_tasks_asked_for_are_scored(blocks, config, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_detection_scores_boxes_of_things_and_needs_no_masks(blocks, config, tmp_path):
+    config.inference.tasks = ("detection",)
+    boxes_only = lambda batch: dataclasses.replace(perfect(blocks, batch), masks=None)
+    metrics = evaluate(boxes_only, blocks, config, tmp_path)
+    assert {name.split("/")[0] for name in metrics} == {"bbox"}
+    assert metrics["bbox/AP"] == pytest.approx(1)
+    written = json.loads((tmp_path / "instances_predictions.json").read_text())
+    assert {frozenset(entry) for entry in written} == {frozenset(("image_id", "category_id", "score", "bbox"))}
+
+
 def test_a_batch_is_predicted_before_the_one_before_it_is_finished(blocks, config, monkeypatch):
     """So that the device works while the host finishes images."""
     config.inference.batch_size = 1

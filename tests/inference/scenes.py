@@ -32,7 +32,7 @@ def same_size(height: int, width: int) -> Frame:
 def outputs_of(logits: Any, boxes: Any, masks: Any) -> Outputs:
     """The outputs of a batch with what post-processing does not read left out."""
     arrays = {"logits": logits, "boxes": boxes, "masks": masks}
-    arrays = {name: jax.numpy.asarray(value, np.float32) for name, value in arrays.items()}
+    arrays = {name: None if value is None else jax.numpy.asarray(value, np.float32) for name, value in arrays.items()}
     return Outputs(**arrays, mask_features=None, proposals=None, heads=None)
 
 
@@ -51,7 +51,8 @@ def segments_of(
     config.model.class_scores = class_scores
     processor = Postprocessor(catalog_of(*is_thing), config)
     boxes = np.zeros((len(logits), 4)) if boxes is None else boxes
-    outputs = outputs_of(np.asarray(logits)[None], np.asarray(boxes)[None], np.asarray(masks)[None])
+    masks = None if masks is None else np.asarray(masks)[None]
+    outputs = outputs_of(np.asarray(logits)[None], np.asarray(boxes)[None], masks)
     return processor.finish(Pending(record=0, frame=frame, row=0, found=processor.start(outputs, [frame])))
 
 

@@ -380,3 +380,21 @@ def test_a_catalog_of_another_size_than_the_logits_is_an_error():
 def test_a_model_with_a_no_object_column_cannot_be_asked_for_objects():
     with pytest.raises(ValueError, match=r"Give \('semantic',\)"):
         Postprocessor(catalog_of(True), Config(model=ModelConfig(class_scores="softmax")))
+
+
+def test_detections_are_the_instances_scored_by_class_alone():
+    logits, boxes, masks = random_outputs(3, 12, 3, (8, 10))
+    frame = Frame(size=(30, 40), original_size=(61, 77), extent=(32, 40))
+    with_masks = instances_of(logits, masks, frame, 36, boxes=boxes)
+    alone = segments_of(
+        logits, None, frame, (True, True, True), boxes=boxes, tasks=("detection",), detections_per_image=36
+    ).instances
+    assert alone.bits is None
+    np.testing.assert_allclose(alone.scores, np.sort(1 / (1 + np.exp(-logits.ravel())))[::-1], rtol=1e-5)
+    pair = lambda found: np.lexsort((found.labels, found.queries))
+    np.testing.assert_array_equal(alone.boxes[pair(alone)], with_masks.boxes[pair(with_masks)])
+
+
+def test_detections_are_things_only():
+    found = segments_of([[1.0, 0.5, 3.0]], None, same_size(4, 4), IS_THING, tasks=("detection",)).instances
+    assert found.labels.tolist() == [0, 1]

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from maskdino_jax.checkpoints import Checkpoints, torch_files, torch_import
-from maskdino_jax.config import Config, DataConfig, InferenceConfig, tiny
+from maskdino_jax.config import Config, DataConfig, InferenceConfig, ModelConfig, tiny
 from maskdino_jax.data import Catalog
 from maskdino_jax.inference.predictor import Predictor
 from maskdino_jax.model import ModelSpec
@@ -21,8 +21,9 @@ CATALOG = catalog_of(True, False)
 class Brightness:
     """A spec whose model has two queries: a thing where the image is bright, stuff where it is dark."""
 
-    def __init__(self, num_classes: int = 2):
+    def __init__(self, num_classes: int = 2, masks: bool = True):
         self.num_classes = num_classes
+        self.config = ModelConfig(masks=masks)
         self.canvases = []  # of each compilation
 
     def bind(self, variables):
@@ -152,6 +153,25 @@ def test_pixels_that_are_not_rgb_bytes_are_an_error(predictor, image):
 def test_weights_for_other_classes_than_the_catalogs_are_an_error():
     with pytest.raises(ValueError, match="for 3 classes but the catalog has 2"):
         Predictor(Brightness(num_classes=3), {}, CATALOG, config_of())
+
+
+def test_detection_finds_the_things_without_asking_for_masks():
+    predictor = predictor_of(tasks=("detection",))
+    found = predictor(SMALL)
+    assert {(part.name, part.is_thing) for part in found.of("detection")} == {("class 0", True)}
+    assert found.instances.bits is None
+    assert found.panoptic is found.semantic is None
+    batch = next(predictor._batches([SMALL]))
+    outputs = predictor._detector(predictor._variables, batch)
+    assert outputs.masks is outputs.mask_features is None
+    assert outputs.boxes.shape == (1, 2, 4)
+
+
+def test_weights_that_learned_no_masks_are_for_detection_only():
+    spec = Brightness(masks=False)
+    with pytest.raises(ValueError, match=r"inference\.tasks = \('instance',\): .* Give \('detection',\)"):
+        Predictor(spec, {}, CATALOG, config_of(tasks=("instance",)))
+    assert Predictor(spec, {}, CATALOG, config_of(tasks=("detection",))).catalog is CATALOG
 
 
 # --- weights on disk -------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """How results are written: run lengths, PNG and JSON."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -119,3 +120,30 @@ def test_json_has_the_ids_of_the_data_set_and_confident_instances_only():
     }
     assert coco_mask.area(run_lengths) == 1
     assert Segments(catalog=CATALOG).to_dict("b.png", 0.5) == {"file_name": "b.png"}
+
+
+def detections() -> Instances:
+    return dataclasses.replace(instances(), bits=None)
+
+
+def test_segments_of_detections_have_boxes_and_no_masks():
+    segments = Segments(catalog=CATALOG, instances=detections())
+    first, second = segments.segments
+    assert segments.of("detection") == (first, second)
+    assert (first.box, first.area, second.area) == ((2, 1, 3, 2), 1, 6)  # areas of the boxes, the second 5.5 rounded
+    with pytest.raises(ValueError, match="detections have boxes but no masks"):
+        _ = first.mask
+    with pytest.raises(ValueError, match="detections have boxes but no masks"):
+        _ = detections().masks
+    with pytest.raises(ValueError, match="task = 'instance': there is no such result"):
+        segments.of("instance")
+    with pytest.raises(ValueError, match="task = 'detection': there is no such result"):
+        Segments(catalog=CATALOG, instances=instances()).of("detection")
+
+
+def test_json_of_detections_has_no_run_lengths():
+    content = Segments(catalog=CATALOG, instances=detections()).to_dict("a.png", 0.5)
+    assert content == {
+        "file_name": "a.png",
+        "instances": [{"category_id": 17, "score": 0.75, "bbox": [2, 1, 1, 1]}],
+    }

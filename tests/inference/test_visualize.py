@@ -1,5 +1,7 @@
 """Pictures: what is painted, where, and what is left alone."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -134,3 +136,12 @@ def test_nothing_found_leaves_the_image_as_it_is():
 def test_no_result_at_all_is_an_error():
     with pytest.raises(ValueError, match="nothing to draw"):
         picture_of()
+
+
+def test_a_detection_is_a_frame_with_a_name_around_pixels_that_stay():
+    found = dataclasses.replace(rectangles((200, 200, 500, 400)), bits=None)
+    picture = picture_of(instances=found)
+    np.testing.assert_array_equal(picture[300, 200], (220, 20, 60))
+    assert not changed(picture)[205:395, 205:495].any()
+    assert not changed(picture)[:, 510:].any()
+    assert (picture[150:200] == (220, 20, 60)).all(axis=-1).sum() > 500, "the name is on a filled rectangle"
