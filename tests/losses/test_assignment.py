@@ -74,10 +74,10 @@ def test_a_chain_of_displacements_is_followed_to_its_end():
 
 def test_missing_costs_do_not_blur_the_others():
     rng = np.random.default_rng(0)
-    cost = rng.standard_normal((30, 8, 8)).astype(np.float32)
-    cost[rng.random(cost.shape) < 0.3] = np.nan
-    cost[:10, :, 3] = np.inf  # a target that no query suits has to displace others
-    found = np.asarray(_assign(cost, np.full(30, 8, np.int32)))
+    cost = _KINDS["contested"](rng, (100, 8, 8)).astype(np.float32)
+    cost[rng.random(cost.shape) < 0.6] = np.nan  # so many that the best paths lead over some of them
+    cost[:50, :, 3] = np.inf
+    found = np.asarray(_assign(cost, np.full(100, 8, np.int32)))
     for one, query in zip(np.where(np.isfinite(cost), cost, 1e4).astype(np.float64), found, strict=True):
         rows, columns = linear_sum_assignment(one)
         assert one[query, np.arange(8)].sum() == pytest.approx(one[rows, columns].sum(), abs=1e-9)

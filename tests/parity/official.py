@@ -8,7 +8,7 @@ import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -92,7 +92,7 @@ class Recording:
     arrays: dict[str, np.ndarray]
 
     @classmethod
-    def load(cls, name: str, files: list[Path]) -> "Recording":
+    def load(cls, name: str, files: list[Path]) -> Self:
         return cls(name, {key: array for file in files for key, array in np.load(file).items()})
 
     def config(self) -> Config:
@@ -103,14 +103,18 @@ class Recording:
         module_spec.loader.exec_module(module)
         return module.get_config(variant)
 
+    @property
+    def num_classes(self) -> int:
+        return _MODELS[self.name][3]
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Official name -> shape."""
-        *_, file, num_classes = _MODELS[self.name]
+        file = _MODELS[self.name][2]
         entries = json.loads(gzip.decompress((_ROOT / f"tests/golden/names/{file}.json.gz").read_bytes()))["entries"]
         shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
         for name in shapes:  # one list of names serves several models
             if "predictor.label_enc" in name or ("predictor.class_embed" in name and file != "semantic_r50"):
-                shapes[name] = (num_classes, *shapes[name][1:])
+                shapes[name] = (self.num_classes, *shapes[name][1:])
         return shapes
 
     def variables(self) -> tuple[dict[str, Any], int]:

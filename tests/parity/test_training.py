@@ -1,9 +1,15 @@
 """One training step against recordings of the official implementation with the same weights and random draws.
 
 The tolerances come from the recordings themselves: float32 and float64 runs of the official code differ by up to
-1.4e-4 in the last logits (of scale 16) and by a relative 2e-4 in gradient norms.
+1e-5 in a loss term, by a relative 2e-4 in the norm of a gradient, and by 1e-3 of the largest value in single entries,
+where rounding flips a ReLU or the pixel that a point falls on. Two float32 programs may be twice that apart.
 """
 
+import gzip
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -12,146 +18,125 @@ import numpy as np
 import pytest
 
 from maskdino_jax.checkpoints import names
-from maskdino_jax.checkpoints.torch_import import to_state_dict
-from maskdino_jax.losses.criterion import weighted_terms
-from maskdino_jax.model import ModelSpec, denoising
-from maskdino_jax.structures import Targets
-from maskdino_jax.train.optimizer import build_optimizer, decays, is_backbone
-from tests.parity.official import Recording, canonical
+from maskdino_jax.train.optimizer import build_optimizer
+from tests.parity.official import canonical
+from tests.parity.training import RecordedStep, Step, run
+
+STEPS = [
+    ("instance_r50", "small"),
+    ("panoptic_r50", "small"),
+    ("semantic_r50", "small"),
+    pytest.param(("instance_r50", "full"), marks=pytest.mark.slow),  # 150 noised objects at 12,544 points
+]
+_FAR = r"^backbone\.|\.transformer\.|\.input_proj\.|predictor\.decoder"
+# Model as recorded -> config file, variant, number of classes.
+MODELS = {
+    "instance_r50": ("coco_instance", "r50", 80),
+    "instance_swinl": ("coco_instance", "swin_l", 80),
+    "panoptic_r50": ("coco_panoptic", "r50", 133),
+    "panoptic_swint": ("coco_panoptic", "swin_t", 133),
+    "panoptic_swinl": ("coco_panoptic", "swin_l", 133),
+    "semantic_r50": ("ade20k_semantic", "r50", 150),
+    "semantic_swinl900": ("ade20k_semantic", "swin_l_900q", 150),
+}
 
 
-class _Recording:
-    """Inputs and random draws of one recorded training step."""
-
-    def __init__(self, path: Path) -> None:
-        self.arrays = np.load(path)
-        self.images = np.stack([self.arrays[f"input/image{i}"].transpose(1, 2, 0) for i in range(2)])
-        self.counts = [len(self.arrays[f"target/labels{i}"]) for i in range(2)]
-        self.most, self.slots = max(self.counts), 12
-        self.groups = self.slots // self.most
-        pad = lambda name, shape, dtype: np.stack(
-            [
-                np.concatenate([self.arrays[f"target/{name}{i}"], np.zeros((self.most - n, *shape), dtype)])
-                for i, n in enumerate(self.counts)
-            ]
-        ).astype(dtype)
-        valid = np.arange(self.most) < np.array(self.counts)[:, None]
-        self.targets = Targets(
-            labels=pad("labels", (), np.int32),
-            boxes=pad("boxes_cxcywh", (4,), np.float32),
-            masks=pad("masks", (160, 24), np.uint8),
-            is_thing=valid,
-            valid=valid,
-        )
-        self.sets = [*(f"aux{i}" for i in range(9)), "final", "interm"]
-
-    def noise(self) -> denoising.Noise:
-        """The recorded draws run over groups, then images, then objects; ours over images and slots."""
-        flip, label = np.ones((2, self.slots), np.float32), np.zeros((2, self.slots), np.int32)
-        box = np.full((2, self.slots, 4), 0.5, np.float32)
-        flat = 0
-        for group in range(self.groups):
-            for image, count in enumerate(self.counts):
-                for j in range(count):
-                    slot = group * self.most + j
-                    flip[image, slot] = self.arrays["draw/dn/label_p"][flat]
-                    label[image, slot] = self.arrays["draw/dn/new_label"][flat]
-                    box[image, slot] = self.arrays["draw/dn/bbox"][flat]
-                    flat += 1
-        return denoising.Noise(flip=jnp.asarray(flip), label=jnp.asarray(label), box=jnp.asarray(box))
-
-    def points(self) -> dict[str, np.ndarray]:
-        """Points of every use, set, image and row; the recorded rows follow the order of the matched queries."""
-        kinds = {"candidates": "over", "uniform": "rand"}
-        points = {"matching": np.zeros((11, 2, 64, 2), np.float32)}
-        for use, kind in kinds.items():
-            count = self.arrays[f"draw/points/final/{kind}"].shape[1]
-            points[use] = np.zeros((11, 2, self.most, count, 2), np.float32)
-            points[f"denoising_{use}"] = np.zeros((10, 2, self.slots, count, 2), np.float32)
-        for index, name in enumerate(self.sets):
-            row = 0
-            for image in range(2):
-                points["matching"][index, image] = self.arrays[f"draw/match/{name}/img{image}"][0]
-                for target in self.arrays[f"match/{name}/img{image}/tgt"]:
-                    for use, kind in kinds.items():
-                        points[use][index, image, target] = self.arrays[f"draw/points/{name}/{kind}"][row]
-                    row += 1
-            if name == "interm":
-                continue
-            row = 0
-            for image, count in enumerate(self.counts):
-                for group in range(self.groups):
-                    for j in range(count):
-                        for use, kind in kinds.items():
-                            points[f"denoising_{use}"][index, image, group * self.most + j] = self.arrays[
-                                f"draw/points/{name}_dn/{kind}"
-                            ][row]
-                        row += 1
-        return points
+@pytest.fixture(scope="module", params=STEPS, ids="-".join)
+def case(request: pytest.FixtureRequest, golden: Path) -> Iterator[tuple[RecordedStep, Step]]:
+    name, mode = request.param
+    recording = RecordedStep.load(name, [golden / name / f"train_{mode}.npz"])
+    with pytest.MonkeyPatch.context() as patch:
+        yield recording, run(recording, patch)
 
 
-def test_losses_gradients_and_one_optimizer_step(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = golden / "instance_r50/train_small.npz"
-    recording = _Recording(file)
-    official = Recording.load("instance_r50", [file])
-    config = official.config()
-    config.loss.num_points, config.model.denoising.num_queries = 64, 12
-    variables, num_classes = official.variables()
-    spec = ModelSpec(config.model, num_classes)
-    params, frozen = variables["params"], variables["frozen"]
-    noise, points, targets = recording.noise(), recording.points(), jax.tree.map(jnp.asarray, recording.targets)
-    images = jnp.asarray(recording.images)
-    monkeypatch.setattr(
-        denoising, "noised_queries", lambda plan, t, *_: denoising.apply_noise(plan, t, noise, noise_scale=0.4)
-    )
-    draw = lambda use, index, shape: jnp.asarray(points[use])[index]
-
-    def loss(params: dict) -> tuple[jax.Array, dict]:
-        outputs = spec.bind({"params": params, "frozen": frozen}).outputs(images, targets, jax.random.key(0))
-        count = jnp.float32(sum(recording.counts))
-        terms = weighted_terms(outputs, targets, draw, config.loss, config.model, num_objects=count)
-        return sum(terms.values()), terms
-
-    with jax.default_matmul_precision("highest"):
-        (total, terms), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-        optimizer = build_optimizer(config.optimizer)
-        updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
-
-    arrays = recording.arrays
-    expected = dict(zip(arrays["loss/names"].tolist(), arrays["loss/weighted"].tolist(), strict=True))
-    assert set(terms) == set(expected)
-    worst = max(terms, key=lambda name: abs(float(terms[name]) - expected[name]))
-    assert abs(float(terms[worst]) - expected[worst]) < 1e-4, worst
-    assert float(total) == pytest.approx(float(arrays["loss/total"]), rel=1e-6)
-    norm = np.sqrt(sum(float((np.asarray(g, np.float64) ** 2).sum()) for g in jax.tree.leaves(gradients)))
-    assert norm == pytest.approx(float(arrays["grad/total_norm"]), rel=2e-5)
-    in_official_layout = lambda tree: to_state_dict({"params": tree, "frozen": frozen}, config.model, num_classes)
-    _check_parameters(in_official_layout(gradients), in_official_layout(updates), official)
-    _check_groups(names.table(config.model, num_classes), arrays)
+def test_every_head_assigns_the_same_queries(case: tuple[RecordedStep, Step]) -> None:
+    recording, step = case
+    assert len(step.matches.query) == len(recording.sets)
+    for index, name in enumerate(recording.sets):
+        for image, count in enumerate(recording.counts):
+            query, target = (recording.arrays[f"match/{name}/img{image}/{end}"] for end in ("src", "tgt"))
+            np.testing.assert_array_equal(step.matches.query[index, image][target], query, err_msg=name)
+            assert step.matches.valid[index, image].tolist() == [j < count for j in range(max(recording.counts))]
 
 
-def _check_parameters(gradients: dict, updates: dict, official: Recording) -> None:
-    """Gradient of every recorded parameter and its change in one step, by official names."""
-    recorded = official.part("grad/param/")
-    assert len(recorded) == 27
-    for name, theirs in recorded.items():
-        # A ReLU that rounding flips changes single entries, so whole tensors are compared; the backbone has 50.
-        # The official float32 gradients are up to 1e-3 from float64; two float32 programs may be twice that apart.
-        error = np.linalg.norm(gradients[name] - theirs) / np.linalg.norm(theirs)
-        backbone = name.startswith("backbone.")
-        assert error < (5e-3 if backbone else 2e-3), name
-        if not backbone:
-            large = np.abs(theirs) > 1e-3 * np.abs(theirs).max()  # Adam turns noise into full steps
-            assert np.abs(updates[name] - official.arrays[f"optim/delta/{name}"])[large].max() < 2e-5, name
+def test_every_term_of_the_loss_is_the_same(case: tuple[RecordedStep, Step]) -> None:
+    recording, step = case
+    official = dict(zip(*(recording.arrays[f"loss/{kind}"].tolist() for kind in ("names", "weighted")), strict=True))
+    assert len(official) == (95 if recording.name == "semantic_r50" else 105)
+    assert step.terms.keys() == official.keys()
+    for name, value in official.items():
+        # Of 37,632 candidates the last one chosen may have a rival as uncertain: one point in 12,544 is another.
+        assert step.terms[name] == pytest.approx(value, rel=1e-4 if recording.mode == "full" else 1e-5), name
+    assert step.total == pytest.approx(float(recording.arrays["loss/total"]), rel=1e-6)
 
 
-def _check_groups(entries: list[names.Entry], arrays: dict) -> None:
-    """Learning rate and decay of every parameter."""
-    known = [canonical(name) for name in arrays["optim/names"].tolist()]
-    rates = dict(zip(known, arrays["optim/lr"].tolist(), strict=True))
-    decay = dict(zip(known, arrays["optim/weight_decay"].tolist(), strict=True))
-    parameters = {entry.path.removeprefix("params/"): entry for entry in entries if entry.path.startswith("params/")}
-    assert {entry.name for entry in parameters.values()} == set(known)
-    for path, entry in parameters.items():
-        assert rates[entry.name] == pytest.approx(1e-5 if is_backbone(path) else 1e-4), path
-        assert decay[entry.name] == pytest.approx(0.05 if decays(path) else 0.0), path
+def test_the_gradient_of_every_parameter_has_the_same_norm(case: tuple[RecordedStep, Step]) -> None:
+    recording, step = case
+    official = dict(zip(*(recording.arrays[f"grad/{kind}"].tolist() for kind in ("names", "norms")), strict=True))
+    assert {canonical(name) for name in official} == _trained(recording)
+    found = {name: np.linalg.norm(step.gradients[name].astype(np.float64)) for name in official}
+    for name, value in official.items():
+        assert found[name] == pytest.approx(value, rel=3e-3), name
+    total = float(recording.arrays["grad/total_norm"])
+    assert np.linalg.norm(list(found.values())) == pytest.approx(total, rel=5e-5)
+
+
+def _trained(recording: RecordedStep) -> set[str]:
+    entries = names.table(recording.config().model, recording.num_classes)
+    return {canonical(entry.name) for entry in entries if entry.path.startswith("params/")}
+
+
+def test_recorded_gradients_are_the_same(case: tuple[RecordedStep, Step]) -> None:
+    recording, step = case
+    official = recording.part("grad/param/")
+    assert len(official) >= 26
+    for name, gradient in official.items():
+        error = np.linalg.norm(step.gradients[name] - gradient) / np.linalg.norm(gradient)
+        # All that is before the heads comes through many ReLUs and samples, a few of which rounding flips.
+        assert error < (1e-2 if re.search(_FAR, name) else 1e-4), name
+
+
+def test_one_optimizer_step_changes_the_parameters_as_much(case: tuple[RecordedStep, Step]) -> None:
+    recording, step = case
+    for name, change in recording.part("optim/delta/").items():
+        gradient = recording.arrays[f"grad/param/{name}"]
+        if name.startswith("backbone."):  # at its rate, the sign of a tiny gradient is no more than the tolerance
+            assert np.linalg.norm(step.changes[name] - change) < 0.1 * np.linalg.norm(change), name
+        else:
+            large = np.abs(gradient) > 1e-2 * np.abs(gradient).max()  # Adam turns the noise of others into full steps
+            np.testing.assert_allclose(step.changes[name][large], change[large], rtol=0, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_learning_rate_and_weight_decay_of_every_parameter(model: str, golden: Path) -> None:
+    official = json.loads(gzip.decompress((golden / "names/optimizer.json.gz").read_bytes()))[model]
+    file, variant, num_classes = MODELS[model]
+    module_spec = importlib.util.spec_from_file_location(file, Path(__file__).parents[2] / f"configs/{file}.py")
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    config = module.get_config(variant)
+    if model == "semantic_swinl900":  # recorded with the levels of the smaller model
+        config.model.encoder = module.get_config("r50").model.encoder
+    table = {entry.path: canonical(entry.name) for entry in names.table(config.model, num_classes)}
+    known = {path.removeprefix("params/"): name for path, name in table.items() if path.startswith("params/")}
+    assert {canonical(name) for name in official} == set(known.values())
+
+    # Adam's first step is the sign of the gradient, and the decay is that of a parameter of 1.
+    ones = _tree(dict.fromkeys(known, jnp.float32(1)))
+    optimizer = build_optimizer(config.optimizer)
+    changes, _ = optimizer.update(ones, optimizer.init(ones), ones)
+    rates = {canonical(name): rate * (1 + decay) for name, (rate, decay) in official.items()}
+    for path, change in jax.tree_util.tree_leaves_with_path(changes):
+        place = jax.tree_util.keystr(path, simple=True, separator="/")
+        assert -float(change) == pytest.approx(rates[known[place]], rel=1e-3), place
+
+
+def _tree(leaves: dict[str, jax.Array]) -> dict:
+    tree: dict = {}
+    for path, leaf in leaves.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
