@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.stages import Compiled
 from PIL import Image
 
 from maskdino_jax.checkpoints import Checkpoints, Reader
@@ -27,17 +28,19 @@ from maskdino_jax.inference.visualize import draw
 from maskdino_jax.losses.matcher import check_callback_threads
 from maskdino_jax.model import ModelSpec
 from maskdino_jax.train.loop import train as run_training
+from maskdino_jax.train.memory import compile_step, forecast, require_memory, trace_step
 from maskdino_jax.train.metrics import MetricWriter
-from maskdino_jax.train.step import State, build_train_step, init_state
+from maskdino_jax.train.step import State, init_state
 from maskdino_jax.validation import differences, validate
 
+_CONFIG = "config.json"
 _IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def train(config: Config, workdir: Path) -> dict[str, float]:
     """Train to `config.train.steps`, continuing what is in `workdir`; returns the last evaluation."""
     validate(config)
-    data, validation = open_dataset(config.data, "train"), open_dataset(config.data, "val")
+    data, validation = open_dataset(config.data, "train", masks=config.model.masks), _validation(config)
     _require_same_classes(validation, data.catalog, f"{data.annotations} has")
     mesh = _mesh(config)
     spec = ModelSpec(config.model, data.catalog.num_classes)
@@ -47,10 +50,14 @@ def train(config: Config, workdir: Path) -> dict[str, float]:
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, config, data.catalog.to_dict())))
         writer = stack.enter_context(contextlib.closing(MetricWriter(workdir)))
         state = _initial_state(spec, config, mesh, checkpoints)
-        evaluation = _Evaluation(Detector(spec, mesh), validation, config, workdir / "evaluation", writer)
+        detector = Detector(spec, mesh, masks=_with_masks(config))
+        evaluation = _Evaluation(detector, validation, config, workdir / "evaluation", writer)
+        unfinished = int(state["step"]) < config.train.steps
+        step = _compile(spec, config, mesh) if unfinished else None
+        _store(workdir / _CONFIG, dataclasses.asdict(config))  # of a run that fits into memory
         before = _before(workdir / "before.json", evaluation, state) if config.train.eval_at_start else None
-        if int(state["step"]) < config.train.steps:
-            state = _continue(state, spec, config, mesh, data, checkpoints, writer, evaluation)
+        if unfinished:
+            state = _continue(state, step, config, mesh, data, checkpoints, writer, evaluation)
         else:
             logging.info("%s is trained to step %d already", workdir, config.train.steps)
             evaluation.of_state(state)
@@ -58,9 +65,17 @@ def train(config: Config, workdir: Path) -> dict[str, float]:
     return evaluation.latest
 
 
+def _compile(spec: ModelSpec, config: Config, mesh: Mesh) -> Compiled:
+    """The training step, ready to run; raises `ConfigError` if it does not fit into memory."""
+    logging.info("compiling the training step")
+    step = compile_step(trace_step(spec, config, mesh), config, mesh)
+    require_memory(forecast(step, mesh), config, mesh.size)
+    return step
+
+
 def _continue(
     state: State,
-    spec: ModelSpec,
+    step: Compiled,
     config: Config,
     mesh: Mesh,
     data: Dataset,
@@ -73,7 +88,7 @@ def _continue(
     with train_batches(data, config, int(state["step"]), **hosts) as batches:
         return run_training(
             state,
-            build_train_step(spec, config, mesh),
+            step,
             batches,
             config=config,
             mesh=mesh,
@@ -88,12 +103,13 @@ def evaluate(checkpoint: Path, workdir: Path, config: Config | None) -> dict[str
     """Evaluate a checkpoint. The model is the checkpoint's; data and thresholds are those of `config` if given."""
     reader = Reader(checkpoint)
     config = _combine(reader.config, config)
-    validation = open_dataset(config.data, "val")
+    validation = _validation(config)
     _require_same_classes(validation, Catalog.from_dict(reader.catalog), f"the checkpoint {checkpoint} was trained on")
     mesh = _mesh(None)
     variables = reader.load(NamedSharding(mesh, P()))
     with contextlib.closing(MetricWriter(workdir)) as writer:
-        evaluation = _Evaluation(Detector(reader.spec, mesh), validation, config, workdir / "evaluation", writer)
+        detector = Detector(reader.spec, mesh, masks=_with_masks(config))
+        evaluation = _Evaluation(detector, validation, config, workdir / "evaluation", writer)
         results = evaluation.of(variables, reader.step)
     _report(results, None, workdir)
     return results
@@ -122,6 +138,15 @@ def predict(checkpoint: Path, images: Path, workdir: Path, config: Config | None
     return pictures
 
 
+def _with_masks(config: Config) -> bool:
+    """Whether the results have masks."""
+    return "detection" not in config.inference.tasks
+
+
+def _validation(config: Config) -> Dataset:
+    return open_dataset(config.data, "val", masks=_with_masks(config))
+
+
 def _require_same_classes(validation: Dataset, trained: Catalog, where: str) -> None:
     """Predictions are numbered by position, so both lists must agree in ids, names and order."""
     found, wanted = ([(c.id, c.name) for c in catalog.categories] for catalog in (validation.catalog, trained))
@@ -138,7 +163,8 @@ def _combine(trained: Config, given: Config | None) -> Config:
     """The trained model with the data and the thresholds of the given config."""
     if given is None:
         return validate(trained)
-    return validate(dataclasses.replace(trained, data=given.data, inference=given.inference))
+    taken = {name: getattr(given, name) for name in ("data", "inference", "best_metric")}
+    return validate(dataclasses.replace(trained, **taken))
 
 
 def _mesh(config: Config | None) -> Mesh:
@@ -151,7 +177,8 @@ def _mesh(config: Config | None) -> Mesh:
             f"is a multiple of {devices * config.train.accumulate}."
         )
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
-    check_callback_threads(mesh)
+    if config is not None and config.loss.matcher == "scipy":
+        check_callback_threads(mesh)
     return mesh
 
 
@@ -233,8 +260,8 @@ def _before(path: Path, evaluation: _Evaluation, state: State) -> dict[str, floa
 
 
 def _claim(workdir: Path, config: Config) -> None:
-    """Write the config into a new workdir; refuse a workdir that another config has used."""
-    path = workdir / "config.json"
+    """Make a new workdir; refuse one that another config has used."""
+    path = workdir / _CONFIG
     if path.exists():
         changed = differences(from_dict(json.loads(path.read_text(encoding="utf-8"))), config)
         if changed:
@@ -244,7 +271,6 @@ def _claim(workdir: Path, config: Config) -> None:
                 + "\nUse a new workdir, or the options of that run."
             )
     workdir.mkdir(parents=True, exist_ok=True)
-    _store(path, dataclasses.asdict(config))
 
 
 def _store(path: Path, value: Any) -> None:

@@ -4,7 +4,7 @@ import os
 
 # The callback of the matcher deadlocks on jax 0.10 when there are several CPU devices and few threads.
 os.environ.setdefault("NPROC", "16")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 os.environ["JAX_PLATFORMS"] = os.environ.get("MASKDINO_TEST_PLATFORM", "cpu")
 
 import tempfile

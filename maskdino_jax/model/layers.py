@@ -222,7 +222,7 @@ def apply(
     graph, params, frozen = nnx.split(module, nnx.Param, Frozen)
 
     # Statistics that a norm of the module updates must leave the function as results.
-    def call(params: nnx.State, frozen: nnx.State, *arrays: Array) -> tuple[PyTree[Array], nnx.State]:
+    def call(params: Any, frozen: Any, *arrays: Array) -> tuple[PyTree[Array], Any]:
         inner = nnx.merge(graph, params, frozen, copy=True)
         return function(inner, *arrays), nnx.state(inner, Frozen)
 

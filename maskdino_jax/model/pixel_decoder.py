@@ -33,9 +33,13 @@ class EncoderLayer(nnx.Module):
         positions: Float[Array, "#b t d"],
         references: Float[Array, "b t 2"],
         levels: Levels,
+        *,
+        remat: bool,
     ) -> Float[Array, "b t d"]:
         tokens = self.norm1(tokens + self.self_attn(tokens + positions, references, tokens, levels))
-        return by_blocks(lambda x: self.norm2(x + self.ffn(x)), tokens)
+        after = lambda x: self.norm2(x + self.ffn(x))
+        # What is computed again in a loop, XLA computes early for all layers, and keeps.
+        return after(tokens) if remat else by_blocks(after, tokens)
 
 
 class PixelDecoder(nnx.Module):
@@ -116,7 +120,7 @@ class PixelDecoder(nnx.Module):
         positions = self._positions(levels, tokens.shape[-1]).astype(tokens.dtype)
         centres = jnp.asarray(levels.centres())
         references = jnp.broadcast_to(centres, (len(tokens), *centres.shape[1:]))
-        encode = lambda layer, tokens: layer(tokens, positions, references, levels)
+        encode = lambda layer, tokens: layer(tokens, positions, references, levels, remat=remat)
         for layer in self.layers:
             tokens = apply(layer, encode, tokens, remat=remat)
         return tokens

@@ -56,7 +56,7 @@ def build_train_step(spec: ModelSpec, config: Config, mesh: Mesh) -> Callable[[S
     ) -> tuple[jax.Array, tuple[Metrics, Any]]:
         noise_keys, points_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         model = spec.bind({"params": params, "frozen": frozen})
-        outputs = model.outputs(batch.images, batch.targets, noise_keys, counts.max())
+        outputs = model.outputs(batch.images, batch.targets, noise_keys, counts.max(), train.remat)
         total, terms = criterion(
             outputs, batch.targets, points_keys, config.loss, config.model, counts=counts, mesh=mesh
         )

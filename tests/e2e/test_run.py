@@ -16,6 +16,7 @@ from maskdino_jax.checkpoints import Reader
 from maskdino_jax.config import Config, ConfigError
 from maskdino_jax.inference.predictor import Predictor
 from maskdino_jax.train import loop
+from maskdino_jax.train.memory import Forecast
 from tests.e2e.conftest import COCO, smallest
 
 
@@ -165,7 +166,23 @@ def test_the_first_non_finite_number_stops_the_run_with_step_term_and_images(
 
         return step
 
-    monkeypatch.setattr(runner, "build_train_step", build)
+    monkeypatch.setattr(runner, "_compile", build)
     with pytest.raises(loop.NonFiniteError, match=r"step 3: loss_dice_0 = nan on the images \d+, \d+, \d+, \d+"):
         runner.train(smallest(), tmp_path)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["2"]
+
+
+def test_a_step_that_does_not_fit_is_refused_before_anything_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The advice can be followed in the same workdir: no run has begun there."""
+    for name in ("trace_step", "compile_step"):
+        monkeypatch.setattr(runner, name, lambda *_: None)
+    monkeypatch.setattr(runner, "forecast", lambda *_: Forecast(needed=20 * 2**30, available=16 * 2**30))
+    with pytest.raises(ConfigError, match=r"one step needs 20.0 GiB of 16.0 GiB .*--config.train.remat="):
+        runner.train(smallest(), tmp_path)
+    assert not list((tmp_path / "checkpoints").iterdir())
+    config = smallest()
+    config.model.dtype = "bfloat16"
+    with pytest.raises(ConfigError, match="one step needs"):
+        runner.train(config, tmp_path)

@@ -29,9 +29,8 @@ def whole(batch: Batch) -> State:
     return take_step(smallest(), 1, batch)
 
 
-@pytest.mark.parametrize("devices", [2, 8])
-def test_several_devices_take_the_step_of_one(devices: int, batch: Batch, whole: State) -> None:
-    assert_same_step(take_step(smallest(), devices, batch), whole)
+def test_two_devices_take_the_step_of_one(batch: Batch, whole: State) -> None:
+    assert_same_step(take_step(smallest(), 2, batch), whole)
 
 
 def test_four_parts_of_four_images_take_the_step_of_sixteen(batch: Batch, whole: State) -> None:
@@ -54,18 +53,22 @@ def test_bfloat16_takes_nearly_the_same_step_and_keeps_float32_state(batch: Batc
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_step_of_one(whole: State, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("processes", "devices"), [(1, 8), (2, 1), (2, 2)])
+def test_other_processes_and_devices_take_the_step_of_one(
+    processes: int, devices: int, whole: State, tmp_path: Path
+) -> None:
+    """`devices` of each process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
-    files = [tmp_path / f"{index}.pickle" for index in range(2)]
-    command = [sys.executable, "-m", "tests.train.steps", address, "2"]
-    processes = [
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    files = [tmp_path / f"{index}.pickle" for index in range(processes)]
+    command = [sys.executable, "-m", "tests.train.steps", address, str(processes)]
+    running = [
         subprocess.Popen([*command, str(index), str(file)], env=environment, cwd=Path(__file__).parents[2])
         for index, file in enumerate(files)
     ]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    assert [process.wait(timeout=300) for process in running] == [0] * processes
     for file in files:
         assert_same_step(pickle.loads(file.read_bytes()), whole)
 
