@@ -20,7 +20,7 @@ from ml_collections import config_flags
 
 from benchmarks import audit, cost_model
 from maskdino_jax.config import Config
-from maskdino_jax.losses.mask_loss import _CHUNK
+from maskdino_jax.losses.mask_loss import CHUNK
 from maskdino_jax.model import ModelSpec
 from maskdino_jax.train.memory import compile_step, forecast, trace_step
 
@@ -46,7 +46,7 @@ def one_device() -> Mesh:
 
 def flops(traced: Traced, config: Config, rows: int) -> float:
     """Operations for one image with this many pairs of a query and a target in all prediction sets."""
-    return audit.flops(traced.jaxpr.jaxpr, turns=-(-rows // _CHUNK)) / config.train.batch_size
+    return audit.flops(traced.jaxpr.jaxpr, turns=-(-rows // CHUNK)) / config.train.batch_size
 
 
 def temporary(step: Compiled, config: Config) -> float:

@@ -24,6 +24,7 @@ FREE_ON_RESUME = (
     "inference",
     "model.deform_attn",
     "train.remat",
+    "train.accumulate",
     "best_metric",
 )
 

@@ -25,7 +25,7 @@ from maskdino_jax.ops.points import sample_masks, sample_packed, uncertain_point
 # index is that of the prediction set; for `candidates` and `uniform` it is that of the row in `Rows`.
 Draw = Callable[[str, Any, Int[Array, ""], int], Float[Array, "c 2"]]
 
-_CHUNK = 32  # rows at a time; 38,000 candidates with four corners each take 20 MB of every kind
+CHUNK = 32  # rows at a time; 38,000 candidates with four corners each take 20 MB of every kind
 
 
 @jax.tree_util.register_dataclass
@@ -56,7 +56,7 @@ def mask_losses(
         sources: a tree with a leading axis for the images, from which `draw` makes the points.
     """
     count = rows.valid.shape[1]
-    filler = -count % _CHUNK
+    filler = -count % CHUNK
     rows = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, filler), *[(0, 0)] * (x.ndim - 2))), rows)
     share = jnp.where(rows.valid, rows.share, 0)
     chunk_loss = functools.partial(_chunk_loss, draw, loss)
@@ -113,7 +113,7 @@ def _image(chunk_loss: Callable, embed: Array, features: Array, image: tuple, *,
 
     def turn(i: Int[Array, ""], sums: tuple) -> tuple:
         (total, losses), slopes = sums
-        index = jax.lax.dynamic_slice(order, (i * _CHUNK,), (_CHUNK,))
+        index = jax.lax.dynamic_slice(order, (i * CHUNK,), (CHUNK,))
         if gradient:
             both = jax.value_and_grad(chunk_loss, argnums=(0, 1), has_aux=True)
             (more, own), (d_embed, d_features) = both(embed[index], features, index, image)
@@ -124,5 +124,5 @@ def _image(chunk_loss: Callable, embed: Array, features: Array, image: tuple, *,
 
     values = (jnp.float32(0), jnp.zeros((2, len(valid)), jnp.float32))
     slopes = (jnp.zeros_like(embed), jnp.zeros_like(features)) if gradient else None
-    turns = -(-jnp.sum(valid) // _CHUNK)
+    turns = -(-jnp.sum(valid) // CHUNK)
     return jax.lax.fori_loop(0, turns, turn, (values, slopes))

@@ -46,3 +46,10 @@ def test_resizing_clamps_at_the_border_and_keeps_half_pixel_centres() -> None:
 def test_resizing_to_the_same_size_is_the_identity() -> None:
     maps = jax.random.normal(jax.random.key(0), (1, 3, 5, 2))
     np.testing.assert_array_equal(resize_bilinear(maps, (3, 5)), maps)
+
+
+@pytest.mark.parametrize("size", [(6, 10), (9, 20), (12, 5), (4, 7)])
+def test_resizing_by_whole_and_other_factors_equals_another_library(size: tuple[int, int]) -> None:
+    maps = jax.random.normal(jax.random.key(0), (2, 3, 5, 4))
+    expected = jax.image.resize(maps, (2, *size, 4), "linear", antialias=False)
+    np.testing.assert_allclose(resize_bilinear(maps, size), expected, atol=1e-5)
