@@ -1,12 +1,14 @@
 """The config files: every variant is valid, and has the numbers of the official configs and of the paper."""
 
 import importlib.util
+import json
 import operator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from maskdino_jax import data
 from maskdino_jax.config import Config, ConfigError, backbone
 from maskdino_jax.validation import validate
 
@@ -35,18 +37,39 @@ def test_every_variant_is_valid_and_named_after_itself(name: str, variant: str) 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_unknown_variant_is_an_error_that_lists_the_known_ones(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"{name}\.py has no variant 'huge': choose (r50|swin_l), ") as error:
+    with pytest.raises(ValueError, match=rf"{name}\.py has no variant 'huge': choose (r50|swin_l|small), ") as error:
         load(name, "huge")
     assert all(variant in str(error.value) for variant in module(name).VARIANTS)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"nuclei_panoptic"}))
 def test_the_default_is_the_resnet_50_of_the_paper_or_the_network_that_it_pretrained(name: str) -> None:
     config = module(name).get_config()
     net = "swin_l" if name == "objects365_detection" else "r50"
     assert config.name == f"{name}_{net}"
     assert config.model.backbone.depths == backbone(net).depths
     assert (config.model.encoder.layers, config.model.decoder.layers, config.model.hidden_dim) == (6, 9, 256)
+
+
+def test_the_default_for_nuclei_goes_on_with_the_network_that_learned_from_pieces() -> None:
+    whole, pieces = module("nuclei_panoptic").get_config(), load("nuclei_panoptic", "pieces")
+    assert (whole.name, whole.data.image_size) == ("nuclei_panoptic_small", (384, 384))
+    # Neither the encoder's queries nor the denoising slots have parameters.
+    whole.model.decoder.num_queries = pieces.model.decoder.num_queries
+    whole.model.denoising.num_queries = pieces.model.denoising.num_queries
+    assert pieces.model == whole.model
+
+
+def test_every_nucleus_of_a_whole_image_may_be_found() -> None:
+    config = load("nuclei_panoptic", "small")
+    most = max(len(objects) for objects in _objects("train") + _objects("val"))
+    assert most <= min(config.data.max_instances, config.model.decoder.num_queries)
+    assert most - 1 <= config.inference.detections_per_image  # the background is no instance
+
+
+def _objects(split: str) -> list[list]:
+    annotations = Path(data.__file__).parent / f"samples/nuclei/annotations/panoptic_{split}.json"
+    return [image["segments_info"] for image in json.loads(annotations.read_text())["annotations"]]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -90,7 +113,7 @@ NETWORKS = {  # backbone, levels, of them in the backbone, order, encoder width,
 
 def test_the_table_of_networks_is_complete() -> None:
     models = {(name, variant.removesuffix("_12ep").removesuffix("_24ep")) for name, variant in VARIANTS}
-    small = {(name, variant) for name, variant in models if variant in ("tiny", "quick")}
+    small = {(name, variant) for name, variant in models if variant in ("tiny", "quick", "small", "pieces")}
     assert set(NETWORKS) == models - small - {("nuclei_panoptic", "r50")}
 
 
@@ -289,6 +312,6 @@ def test_semantic_options_that_cannot_work_are_named(option: str, value: object,
         validate(config)
 
 
-def test_only_the_large_semantic_model_has_a_moving_average() -> None:
+def test_the_large_semantic_model_and_small_batches_of_nuclei_have_a_moving_average() -> None:
     averaged = {pair for pair in VARIANTS if load(*pair).train.ema_decay > 0}
-    assert averaged == {("ade20k_semantic", "swin_l_900q")}
+    assert averaged == {("ade20k_semantic", "swin_l_900q"), ("nuclei_panoptic", "small"), ("nuclei_panoptic", "pieces")}
