@@ -34,7 +34,7 @@ class EncoderLayer(nnx.Module):
         references: Float[Array, "b t 2"],
         levels: Levels,
         *,
-        remat: bool,
+        remat: bool = False,
     ) -> Float[Array, "b t d"]:
         tokens = self.norm1(tokens + self.self_attn(tokens + positions, references, tokens, levels))
         after = lambda x: self.norm2(x + self.ffn(x))

@@ -191,7 +191,7 @@ class Stage(nnx.Module):
         extent: Int[Array, "b 2"] | None,
         factors: Float[Array, "n 2 b"] | None,
         *,
-        remat: bool,
+        remat: bool = False,
     ) -> Float[Array, "b h w d"]:
         """`factors`: of the two branches of each block; `remat`: see `Swin`."""
         blocked = strangers(x.shape[1:3], extent, self.window, self.window // 2)
