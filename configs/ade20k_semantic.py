@@ -12,8 +12,7 @@ scale (paper, tables 5 and 7, and the released checkpoint):
 
 `swin_l_900q` starts from what configs/objects365_detection.py trained, `--config.train.init_from=WORKDIR`, and so has
 its levels and widths; the paper says no more than what is in this line. Its Swin-L without Objects365 reaches 56.6.
-`tiny` is the network of `r50` with smaller numbers, to try data and
-code on a CPU.
+`tiny` is the network of `r50` with smaller numbers, to try data and code on a CPU.
 """
 
 from maskdino_jax.config import Config, SplitConfig, backbone, tiny

@@ -5,7 +5,8 @@ from typing import Any
 
 from maskdino_jax.config import BACKBONE_FEATURES, TASKS, Config, ConfigError, DataConfig, ModelConfig, flatten
 
-# Options that may change when a run continues: they alter neither the parameters nor the order of the data.
+# Options that may change when a run continues: they alter neither the shapes of parameters nor the order of the data,
+# and what a step computes only where trained batch norm sees smaller parts.
 FREE_ON_RESUME = (
     "data.root",
     "data.workers",

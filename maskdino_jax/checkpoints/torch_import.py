@@ -57,7 +57,7 @@ def variables_from_state_dict(state_dict: Mapping[str, np.ndarray], config: Mode
     num_classes = len(state_dict[names.LABELS])
     entries = names.table(config, num_classes)
     values = _take(state_dict, entries, {name: name for name in state_dict}, config)
-    return _tree(values), num_classes
+    return nested(values), num_classes
 
 
 def to_state_dict(variables: Mapping[str, Any], config: ModelConfig, num_classes: int) -> dict[str, np.ndarray]:
@@ -95,7 +95,7 @@ def backbone_from_state_dict(state_dict: Mapping[str, np.ndarray], config: Model
     if not any(entry.name in official for entry in entries if entry.path.startswith(_FRESH_NORMS)):
         entries = [entry for entry in entries if not entry.path.startswith(_FRESH_NORMS)]
     values = _take(official, entries, {theirs: name for name, theirs in renamed.items()}, config)
-    return {kind: tree.get("backbone", {}) for kind, tree in _tree(values).items()}
+    return {kind: tree.get("backbone", {}) for kind, tree in nested(values).items()}
 
 
 def load_into(variables: Mapping[str, Any], path: Path, config: Config) -> dict[str, Any]:
@@ -214,7 +214,7 @@ def _explain(problems: Mapping[str, Iterable[str]], hints: Iterable[str]) -> str
     return "\n".join(lines)
 
 
-def _tree(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def nested(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Paths with slashes as nested dictionaries; numbers are keys as in `nnx.to_pure_dict`."""
     tree: dict[str, Any] = {"params": {}, "frozen": {}}
     for path, value in values.items():
@@ -227,7 +227,7 @@ def _tree(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def flat(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The inverse of `_tree`."""
+    """The inverse of `nested`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(keys, simple=True, separator="/"): leaf for keys, leaf in leaves}
 

@@ -71,7 +71,7 @@ def criterion(
         model: where the queries come from, what the class scores are, and what is denoised.
         counts: number of targets of each image of the whole batch, of which the images here may be a part; the losses
             of all parts add up to that of the batch.
-        mesh: its axis "data" divides the images; see `matcher.match`.
+        mesh: its axis "data" divides the images, and each device matches and compares masks of its own.
 
     Returns:
         Terms by the official names: `loss_ce`, `loss_mask`, `loss_dice`, `loss_bbox` and `loss_giou`, with no suffix

@@ -2,8 +2,8 @@
 
 SciPy solves an image of 300 queries and 50 objects in a tenth of a millisecond; on an accelerator the algorithm is a
 chain of small steps that wait for each other, but nothing waits for the host. One callback a step handles every
-prediction set of the device's own images: it stands inside `shard_map`, else XLA would gather the costs of all devices
-on the first one.
+prediction set of the device's own images: the criterion has it inside `shard_map`, else XLA would gather the costs of
+all devices on the first one.
 """
 
 import os
@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 from scipy.optimize import linear_sum_assignment
 
@@ -22,24 +21,17 @@ from maskdino_jax.structures import Matches
 LARGE = 1e9  # stands for a cost that is not finite, far beyond any real one
 
 
-def match(
-    cost: Float[Array, "l b q n"], counts: Int[Array, "b"], mesh: Mesh | None = None, impl: str = "scipy"
-) -> Matches:
+def match(cost: Float[Array, "l b q n"], counts: Int[Array, "b"], impl: str = "scipy") -> Matches:
     """The assignment of least total cost for each prediction set and image; the first `counts` targets are real.
 
     With fewer queries than targets, `q` targets are served. Gradients stop here. Costs that are not finite count as
     very large: the loss will be non-finite as well, and reporting that is the business of the training loop.
 
     Args:
-        mesh: its axis "data" divides the images; None solves the whole batch at once.
         impl: `scipy` calls the host once; `device` is `assignment.assign`, which may choose otherwise among equals.
     """
     cost = jax.lax.stop_gradient(cost)
     solve = {"scipy": _on_host, "device": jax.vmap(jax.vmap(assign), in_axes=(0, None))}[impl]
-    if mesh is not None:
-        batch = P(None, "data")
-        # Nothing is exchanged inside, so there is nothing to check about which values agree among devices.
-        solve = jax.shard_map(solve, mesh=mesh, in_specs=(batch, P("data")), out_specs=batch, check_vma=False)
     query = solve(cost, counts)
     return Matches(query=jnp.maximum(query, 0), valid=query >= 0)
 

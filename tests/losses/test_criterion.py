@@ -233,6 +233,20 @@ def test_points_are_drawn_anew_for_every_set_and_repeated_for_the_same_key(outpu
     assert first["loss_bbox"] == pytest.approx(first["loss_bbox_0"])
 
 
+@pytest.mark.parametrize("matcher", ["scipy", "device"])
+def test_four_devices_match_what_one_does_without_asking_each_other(matcher):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+    outputs, targets = make_outputs(b=8), make_targets([4, 0, 1, 2, 3, 4, 4, 1], n=N)
+    inputs = outputs.matching, targets, outputs.mask_features, jnp.arange(8)
+    options = {"draw": same_points, "loss": dataclasses.replace(LOSS, matcher=matcher)}
+    one = jax.jit(partial(match_all, **options))(*inputs)
+    specs = (PartitionSpec(None, "data"), *[PartitionSpec("data")] * 3)
+    spread = jax.device_put(inputs, tuple(NamedSharding(mesh, spec) for spec in specs))
+    sharded = jax.jit(partial(match_all, mesh=mesh, **options)).lower(*spread).compile()
+    assert not [word for word in ("all-gather", "all-reduce", "collective-permute") if word in sharded.as_text()]
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(sharded(*spread)), jax.device_get(one))
+
+
 def test_four_devices_give_the_loss_and_gradient_of_one():
     known = [[True, True, False], *([[True, False, False]] * 3)]
     outputs = make_outputs(b=4, plan=_plan([0, 1, 0], known, [True, True, False], 1))

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from maskdino_jax.checkpoints import names
+from maskdino_jax.checkpoints.torch_import import nested
 from maskdino_jax.train.optimizer import build_optimizer
 from tests.parity.official import canonical
 from tests.parity.training import RecordedStep, Step, run
@@ -122,21 +123,10 @@ def test_learning_rate_and_weight_decay_of_every_parameter(model: str, golden: P
     assert {canonical(name) for name in official} == set(known.values())
 
     # Adam's first step is the sign of the gradient, and the decay is that of a parameter of 1.
-    ones = _tree(dict.fromkeys(known, jnp.float32(1)))
+    ones = nested(dict.fromkeys(known, jnp.float32(1)))
     optimizer = build_optimizer(config.optimizer)
     changes, _ = optimizer.update(ones, optimizer.init(ones), ones)
     rates = {canonical(name): rate * (1 + decay) for name, (rate, decay) in official.items()}
     for path, change in jax.tree_util.tree_leaves_with_path(changes):
         place = jax.tree_util.keystr(path, simple=True, separator="/")
         assert -float(change) == pytest.approx(rates[known[place]], rel=1e-3), place
-
-
-def _tree(leaves: dict[str, jax.Array]) -> dict:
-    tree: dict = {}
-    for path, leaf in leaves.items():
-        *parents, last = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
