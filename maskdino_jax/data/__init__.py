@@ -2,7 +2,8 @@
 
 from maskdino_jax.data.catalog import Catalog, Category
 from maskdino_jax.data.coco import CocoDataset
-from maskdino_jax.data.datasets import Dataset, open_dataset
+from maskdino_jax.data.dataset import Dataset
+from maskdino_jax.data.datasets import open_dataset
 from maskdino_jax.data.images import PreparedImage, load_image, prepare_image
 from maskdino_jax.data.loader import Batches, eval_batches, train_batches
 from maskdino_jax.data.semantic import SemanticDataset

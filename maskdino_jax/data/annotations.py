@@ -4,13 +4,16 @@ import dataclasses
 import json
 import pickle
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from maskdino_jax.data.catalog import Catalog
+from maskdino_jax.data.faults import Report, stop
+from maskdino_jax.data.files import read_bytes
 
 Json = dict[str, Any]
+Load = Callable[[Path], Any]  # the content of an annotation file as COCO's three lists
 
 _POLYGON_NUMBERS = 6  # a triangle is the smallest polygon
 
@@ -35,16 +38,19 @@ class Record:
         return pickle.loads(self.pickled)
 
 
-def read_instances(path: Path, masks: bool = True) -> tuple[Catalog, tuple[Record, ...]]:
+def read_instances(
+    path: Path, masks: bool = True, *, load: Load | None = None, report: Report = stop
+) -> tuple[Catalog, tuple[Record, ...]]:
     """Classes and images of an instances JSON, in its order.
 
-    As in the reference, crowds are left out, and so are polygons with less than three points or an odd count of numbers
-    and objects with no other polygon. Without `masks` only boxes are read, and those without an area are left out.
+    `load` reads other formats: it makes the content of such a JSON. As in the reference, crowds are left out, as are
+    polygons with less than three points or an odd count of numbers and objects with no other polygon. Without `masks`
+    only boxes are read, and those without an area are left out.
 
     Raises:
         ValueError: the file is no COCO JSON or contradicts itself; the message names the entry.
     """
-    tables = _read_tables(path, ("id", "image_id", "category_id"))
+    tables = _tables(path, (load or read_json)(path), ("id", "image_id", "category_id"))
     catalog = _catalog(path, tables)
     _unique(path, "annotations", (annotation["id"] for annotation in tables["annotations"]))
     sizes = {image["id"]: (image["height"], image["width"]) for image in tables["images"]}
@@ -65,13 +71,13 @@ def read_instances(path: Path, masks: bool = True) -> tuple[Catalog, tuple[Recor
     return catalog, tuple(_record(image, objects[image["id"]]) for image in tables["images"])
 
 
-def read_panoptic(path: Path) -> tuple[Catalog, tuple[Record, ...]]:
+def read_panoptic(path: Path, *, report: Report = stop) -> tuple[Catalog, tuple[Record, ...]]:
     """Classes and images of a panoptic JSON, in its order.
 
     Raises:
         ValueError: the file is no COCO panoptic JSON or contradicts itself; the message names the entry.
     """
-    tables = _read_tables(path, ("image_id", "file_name", "segments_info"))
+    tables = _tables(path, read_json(path), ("image_id", "file_name", "segments_info"))
     catalog = _catalog(path, tables)
     _unique(path, "annotations", (annotation["image_id"] for annotation in tables["annotations"]), "image_id")
     known = {image["id"] for image in tables["images"]}
@@ -98,12 +104,22 @@ def read_panoptic(path: Path) -> tuple[Catalog, tuple[Record, ...]]:
     )
 
 
-def _read_tables(path: Path, annotation_keys: tuple[str, ...]) -> dict[str, list[Json]]:
-    """The three lists of a COCO file, with the keys this package needs in every entry."""
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON.
+    """
+    content = read_bytes(path)
     try:
-        content = json.loads(path.read_bytes())
+        return json.loads(content)
     except ValueError as error:  # of the syntax or of the encoding
         raise ValueError(f"{path} is not JSON ({error}). Point the config at a COCO annotation file.") from error
+
+
+def _tables(path: Path, content: Any, annotation_keys: tuple[str, ...]) -> dict[str, list[Json]]:
+    """The three lists of a COCO file, with the keys this package needs in every entry."""
     wanted = {
         "images": ("id", "file_name", "height", "width"),
         "annotations": annotation_keys,

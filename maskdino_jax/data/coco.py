@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from maskdino_jax.data.annotations import Record
+from maskdino_jax.data.annotations import Load, Record, read_json
 from maskdino_jax.data.catalog import Catalog
 from maskdino_jax.data.images import load_image
 from maskdino_jax.data.objects import Boxes, Instances, Objects, Outline, RunLengths, Segments
@@ -27,12 +27,22 @@ class CocoDataset:
     records: tuple[Record, ...]
     panoptic_dir: Path | None  # folder of PNG with segment ids; None: instances only
     instances_json: Path | None  # for box and mask AP; None: there is none
+    load: Load = read_json  # makes the content of an instances JSON of `instances_json`
     masks: bool = True  # False: instances are boxes only
 
     @property
     def panoptic_json(self) -> Path | None:
         """The annotation file if it is a panoptic one, for PQ."""
         return self.annotations if self.panoptic_dir else None
+
+    @property
+    def truths(self) -> frozenset[str]:
+        """What predictions can be compared with: "instances", "panoptic", "semantic"."""
+        return frozenset({"instances", "panoptic", "semantic"} if self.panoptic_dir else {"instances"})
+
+    def instances_truth(self) -> dict[str, Any] | None:
+        """The content of an instances JSON for this split; None if there are only panoptic annotations."""
+        return None if self.instances_json is None else self.load(self.instances_json)
 
     def __len__(self) -> int:
         return len(self.records)

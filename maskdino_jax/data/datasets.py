@@ -1,17 +1,16 @@
 """Open the data set that a config describes."""
 
 from pathlib import Path
-from typing import TypeAlias
 
 from maskdino_jax.config import DataConfig
 from maskdino_jax.data.annotations import read_instances, read_panoptic
 from maskdino_jax.data.catalog import Catalog
 from maskdino_jax.data.coco import CocoDataset
+from maskdino_jax.data.dataset import Dataset
+from maskdino_jax.data.files import find
 from maskdino_jax.data.semantic import SemanticDataset
 
 _SAMPLES = Path(__file__).parent / "samples" / "nuclei"
-
-Dataset: TypeAlias = CocoDataset | SemanticDataset
 
 
 def open_dataset(data: DataConfig, split: str, *, masks: bool = True) -> Dataset:
@@ -76,18 +75,19 @@ def _root(data: DataConfig) -> Path:
     if not data.root:
         return _SAMPLES
     root = Path(data.root).expanduser()
-    if not root.is_dir():
+    if not root.is_dir() and not (root.suffix == ".zip" and root.is_file()):
         raise FileNotFoundError(
-            f"config.data.root = {data.root!r}: no such folder. Give the one that holds the data set, "
+            f"config.data.root = {data.root!r}: no such folder or zip archive. Give the one that holds the data set, "
             "or leave it empty for the nuclei images that come with the package."
         )
     return root
 
 
 def _existing(root: Path, relative: str, option: str) -> Path:
-    path = root / relative
-    if not relative or not path.exists():
+    path = find(root, relative) if relative else None
+    if path is None:
         raise FileNotFoundError(
-            f"{option} = {relative!r}: there is no {path}. Give a path relative to config.data.root = {str(root)!r}."
+            f"{option} = {relative!r}: there is no {root / relative}, also not in a zip archive there. Give a path "
+            f"relative to config.data.root = {str(root)!r}."
         )
     return path

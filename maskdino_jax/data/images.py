@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from jaxtyping import Int, UInt8
 from PIL import ExifTags, Image, ImageOps
 
 from maskdino_jax.config import DataConfig
+from maskdino_jax.data.files import open_file
 
 _STRIDE = 32  # of the coarsest backbone map: canvases are multiples of it
 _FORMATS = (1, 4 / 3, 3 / 2, 16 / 9)  # longer by shorter side of most photographs
@@ -63,11 +65,11 @@ def image_size(path: str | Path) -> tuple[int, int]:
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     """An image file whose errors, also those while its pixels are decoded, name it."""
     try:
-        with Image.open(path) as file:
+        with open_file(Path(path)) as stream, Image.open(stream) as file:
             yield file
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such image. Restore it, or drop its entry from the JSON.") from error
-    except (OSError, SyntaxError) as error:  # Pillow reports a broken PNG as a SyntaxError
+    except (OSError, SyntaxError, zipfile.BadZipFile) as error:  # Pillow reports a broken PNG as a SyntaxError
         raise ValueError(f"{path} cannot be read as an image ({error}): restore the file.") from error
 
 

@@ -21,7 +21,7 @@ from jaxtyping import Int, UInt8
 from maskdino_jax.config import Config, DataConfig
 from maskdino_jax.data.augmentation import augment
 from maskdino_jax.data.batching import Sample, collate, sample
-from maskdino_jax.data.datasets import Dataset
+from maskdino_jax.data.dataset import Dataset
 from maskdino_jax.data.images import canvas_size, prepare_image
 from maskdino_jax.structures import Batch, EvalBatch
 

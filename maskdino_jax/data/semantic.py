@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from maskdino_jax.data.catalog import Catalog, label_values
+from maskdino_jax.data.files import names_below
 from maskdino_jax.data.images import image_size, load_image, load_labels
 from maskdino_jax.data.objects import Segments
 from maskdino_jax.data.transforms import Example
@@ -33,11 +34,11 @@ class SemanticDataset:
         Raises:
             ValueError: there are no images, or one has no labels.
         """
-        names = sorted(p.relative_to(images).as_posix() for p in images.rglob("*") if p.suffix.lower() in _IMAGE_TYPES)
+        names = names_below(images, _IMAGE_TYPES)
         if not names:
             raise ValueError(f"{images} has no image ({', '.join(_IMAGE_TYPES)}). Give the folder of the images.")
         pairs = tuple((name, label_name(name)) for name in names)
-        found = {path.relative_to(labels).as_posix() for path in labels.rglob("*.png")}
+        found = set(names_below(labels, (".png",)))
         alone = [pair for pair in pairs if pair[1] not in found]
         if alone:
             raise ValueError(
@@ -56,11 +57,19 @@ class SemanticDataset:
             classes_of_values=tuple(known.get(value, _UNKNOWN) for value in range(256)),
         )
 
+    @property
+    def truths(self) -> frozenset[str]:
+        """What predictions can be compared with, see `CocoDataset.truths`."""
+        return frozenset({"semantic"})
+
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __repr__(self) -> str:
         return f"SemanticDataset({str(self.annotations)!r}, {len(self)} images)"
+
+    def instances_truth(self) -> None:
+        """There is none."""
 
     def image_id(self, index: int) -> str:
         """The file's path without its ending."""

@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from maskdino_jax.data.coco import CocoDataset
+from maskdino_jax.data.dataset import Dataset
 from maskdino_jax.evaluation.regions import truth
 from maskdino_jax.inference.results import Instances, encode, to_coco
 
@@ -30,7 +30,7 @@ class AveragePrecision:
     `add` may be called from several threads.
     """
 
-    def __init__(self, dataset: CocoDataset, output_dir: Path | None = None, kinds: tuple[str, ...] = KINDS):
+    def __init__(self, dataset: Dataset, output_dir: Path | None = None, kinds: tuple[str, ...] = KINDS):
         """`kinds`: what is compared with the truth, boxes (`bbox`) and masks (`segm`)."""
         self._kinds = kinds
         self._dataset = dataset
@@ -47,7 +47,11 @@ class AveragePrecision:
         results = [entry for _, entries in sorted(self._results.items()) for entry in entries]
         if self._output_dir is not None:
             (self._output_dir / "instances_predictions.json").write_text(json.dumps(results))
-        content = _read_truth(self._dataset) if self._dataset.instances_json else _truth_of_segments(self._dataset)
+        content = self._dataset.instances_truth()
+        if content is None:
+            content = _truth_of_segments(self._dataset)
+        else:
+            _require_images(content, self._dataset)
         image_ids = [self._dataset.image_id(record) for record in range(len(self._dataset))]
         return average_precision(content, results, image_ids, self._kinds)
 
@@ -122,24 +126,18 @@ def _complete(entry: dict[str, Any], number: int) -> dict[str, Any]:
     return entry | {"id": number, "iscrowd": entry.get("iscrowd", 0)}
 
 
-def _read_truth(dataset: CocoDataset) -> dict[str, Any]:
-    """The instances JSON.
-
-    Raises:
-        ValueError: it lacks an image of the data set.
-    """
-    content = json.loads(dataset.instances_json.read_text())
+def _require_images(content: Mapping[str, Any], dataset: Dataset) -> None:
+    """Raises `ValueError` if the truth lacks an image of the data set."""
     known = {image["id"] for image in content["images"]}
     for record in range(len(dataset)):
         if dataset.image_id(record) not in known:
             raise ValueError(
-                f"{dataset.instances_json} lacks image {dataset.image_id(record)!r} of {dataset!r}: "
-                "give the instances of the same split, or leave config.data.val.instances empty."
+                f"the instances of {dataset!r} lack its image {dataset.image_id(record)!r}: give "
+                "config.data.val.instances of the same split, or leave it empty."
             )
-    return content
 
 
-def _truth_of_segments(dataset: CocoDataset) -> dict[str, Any]:
+def _truth_of_segments(dataset: Dataset) -> dict[str, Any]:
     """Objects made of the thing segments of the panoptic annotations, in the form of an instances JSON."""
     logger.info("no instances JSON: box and mask AP are measured against the thing segments of the panoptic PNG")
     catalog = dataset.catalog

@@ -6,8 +6,7 @@ import numpy as np
 from jaxtyping import Int
 
 from maskdino_jax.data.catalog import Catalog
-from maskdino_jax.data.datasets import Dataset
-from maskdino_jax.data.semantic import SemanticDataset
+from maskdino_jax.data.dataset import Dataset
 from maskdino_jax.evaluation.regions import truth
 
 
@@ -52,7 +51,7 @@ class MeanIoU:
     """
 
     def __init__(self, dataset: Dataset):
-        if not isinstance(dataset, SemanticDataset) and dataset.panoptic_dir is None:
+        if "semantic" not in dataset.truths:
             raise ValueError(
                 f"{dataset!r} has no ground truth of stuff: take 'semantic' out of config.inference.tasks."
             )
@@ -63,10 +62,10 @@ class MeanIoU:
 
     def add(self, record: int, result: Int[np.ndarray, "h w"]) -> None:
         """Count the pixels of one image's map of contiguous classes."""
-        if isinstance(self._dataset, SemanticDataset):
-            expected = self._dataset.semantic_map(record)
-        else:
+        if "panoptic" in self._dataset.truths:
             expected = truth(self._dataset, record).classes(self._classes)
+        else:
+            expected = self._dataset.semantic_map(record)
         table = confusion(expected, result, self._classes)
         with self._lock:
             self._table += table

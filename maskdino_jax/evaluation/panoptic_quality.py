@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from maskdino_jax.data.catalog import Catalog
-from maskdino_jax.data.coco import CocoDataset
+from maskdino_jax.data.dataset import Dataset
 from maskdino_jax.evaluation.regions import Regions, read_ids, truth
 from maskdino_jax.inference.results import Panoptic
 
@@ -100,8 +100,8 @@ class PanopticQuality:
     `add` may be called from several threads.
     """
 
-    def __init__(self, dataset: CocoDataset, output_dir: Path | None = None):
-        if dataset.panoptic_dir is None:
+    def __init__(self, dataset: Dataset, output_dir: Path | None = None):
+        if "panoptic" not in dataset.truths:
             raise ValueError(
                 f"{dataset!r} has no panoptic ground truth: take 'panoptic' out of config.inference.tasks."
             )

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32
 
 from maskdino_jax.data.catalog import Catalog
-from maskdino_jax.data.coco import CocoDataset
+from maskdino_jax.data.dataset import Dataset
 from maskdino_jax.data.images import load_image
 
 
@@ -46,7 +46,7 @@ class Regions:
         return np.concatenate([[unlabelled], self.labels])[self.positions()]
 
 
-def truth(dataset: CocoDataset, record: int) -> Regions:
+def truth(dataset: Dataset, record: int) -> Regions:
     """Ground truth of one image of a panoptic data set."""
     return Regions.from_coco(dataset.panoptic_map(record), dataset.panoptic_records(record), dataset.catalog)
 

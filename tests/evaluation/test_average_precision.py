@@ -216,7 +216,7 @@ def test_a_data_set_without_a_single_detection_scores_zero(blocks):
 
 def test_instances_of_another_split_are_an_error(nuclei, blocks):
     wrong = dataclasses.replace(blocks, instances_json=nuclei.instances_json)
-    with pytest.raises(ValueError, match="lacks image 500"):
+    with pytest.raises(ValueError, match="lack its image 500"):
         AveragePrecision(wrong).compute()
 
 
