@@ -176,9 +176,8 @@ def test_a_missing_root():
 @pytest.mark.parametrize("field", ["images", "annotations", "panoptic", "instances"])
 def test_a_missing_path_names_the_option(coco_panoptic, field):
     setattr(coco_panoptic.val, field, "gone")
-    with pytest.raises(
-        FileNotFoundError, match=rf"config\.data\.val\.{field} = 'gone': no .*/coco/gone, also not in a zip"
-    ):
+    message = rf"config\.data\.val\.{field} = 'gone': there is no .*/coco/gone, also not in a zip"
+    with pytest.raises(FileNotFoundError, match=message):
         open_dataset(coco_panoptic, "val")
 
 
