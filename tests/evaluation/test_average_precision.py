@@ -11,13 +11,13 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from maskdino_jax.evaluation.average_precision import AveragePrecision, average_precision
+from maskdino_jax.evaluation.average_precision import KINDS, AveragePrecision, average_precision
 from maskdino_jax.inference.results import Instances
 
 # pycocotools 2.0.11 decodes run lengths in a way that NumPy 2 warns about; the evaluator itself decodes none.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
 def instances(scores, labels, boxes, masks) -> Instances:
@@ -59,9 +59,11 @@ def result(score: float, box: list[float], mask_box: list[float] | None = None) 
 def test_the_true_boxes_have_an_average_precision_of_one():
     boxes = [10, 10, 20, 20], [50, 50, 40, 40]
     metrics = average_precision(content_of(*boxes), [result(0.9, box) for box in boxes], [1])
-    assert metrics == {
-        f"{kind}/{name}": pytest.approx(1) for kind in ("bbox", "segm") for name in (*NAMES[:5], "AP-tile")
-    }, "there is no large object, so that APl is left out"
+    expected = dict.fromkeys(["AP", "AP50", "AP75", "APs", "APm", "AR10", "AR100", "ARs", "ARm", "AP-tile"], 1)
+    expected["AR1"] = 0.5  # one detection in an image finds one of two
+    assert metrics == {f"{kind}/{name}": pytest.approx(value) for kind in KINDS for name, value in expected.items()}, (
+        "there is no large object, so that APl and ARl are left out"
+    )
 
 
 def test_a_better_scored_mistake_halves_the_precision():
@@ -111,7 +113,8 @@ def test_no_object_at_all_leaves_every_metric_out():
 
 
 @pytest.mark.shared
-def test_the_published_numbers_of_the_hundred_coco_images(shared):
+@pytest.mark.parametrize(("engine", "tolerance"), [("pycocotools", 1e-12), ("fast", 1e-12)])
+def test_the_published_numbers_of_the_hundred_coco_images(shared, engine, tolerance):
     folder = shared / "data" / "eval_fixtures" / "coco_fake100"
     read = lambda name: json.loads((folder / name).read_text())
     content, expected = read("instances_val2014_100.json"), read("expected.json")
@@ -124,9 +127,9 @@ def test_the_published_numbers_of_the_hundred_coco_images(shared):
             sizes = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
             for entry in results:
                 entry["segmentation"] = coco_mask.frPyObjects([_polygon(*entry["bbox"])], *sizes[entry["image_id"]])[0]
-        metrics = average_precision(content, results, [image["id"] for image in content["images"]])
-        for key, value in zip(NAMES, expected[kind], strict=False):
-            assert metrics[f"{kind}/{key}"] == pytest.approx(value, abs=1e-10)
+        metrics = average_precision(content, results, [image["id"] for image in content["images"]], engine=engine)
+        for key, value in zip(NAMES, expected[kind], strict=True):
+            assert metrics[f"{kind}/{key}"] == pytest.approx(value, abs=tolerance)
 
 
 def check_official(content: dict, folder) -> None:
@@ -136,14 +139,15 @@ def check_official(content: dict, folder) -> None:
     oracle = dict(zip(NAMES, without_boxes(content, results), strict=True))
     assert oracle["AP"] == pytest.approx(expected["segm"]["AP"], abs=1e-12)
     expected["segm"] |= oracle
-    metrics = average_precision(content, results, [image["id"] for image in content["images"]])
-    for kind in ("bbox", "segm"):
-        for name in NAMES:
-            assert metrics.get(f"{kind}/{name}", -1) == pytest.approx(expected[kind][name], abs=1e-12)
+    for engine in ("pycocotools", "fast"):
+        metrics = average_precision(content, results, [image["id"] for image in content["images"]], engine=engine)
+        for kind in KINDS:
+            for name in NAMES:
+                assert metrics.get(f"{kind}/{name}", -1) == pytest.approx(expected[kind][name], abs=1e-12)
 
 
 def without_boxes(content: dict, results: list[dict]) -> list[float]:
-    """The first six numbers of pycocotools for results that are masks only."""
+    """The numbers of pycocotools for results that are masks only."""
     coco = COCO()
     coco.dataset = copy.deepcopy(content)
     coco.createIndex()
@@ -152,7 +156,7 @@ def without_boxes(content: dict, results: list[dict]) -> list[float]:
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    return evaluation.stats[:6].tolist()
+    return evaluation.stats.tolist()
 
 
 def test_the_official_numbers_on_nuclei(golden, nuclei):
@@ -185,12 +189,14 @@ def test_the_evaluator_scores_what_it_writes(golden, nuclei, tmp_path):
     written = json.loads((tmp_path / "instances_predictions.json").read_text())
     assert [entry["image_id"] for entry in written] == sorted(entry["image_id"] for entry in official)
     ids = [nuclei.image_id(record) for record in range(len(nuclei))]
-    again = average_precision(json.loads(nuclei.instances_json.read_text()), official, ids)
+    again = average_precision(json.loads(nuclei.instances_json.read_text()), official, ids, engine="pycocotools")
     assert metrics == pytest.approx(again, abs=1e-6), "scores are float32"
 
 
 def test_without_an_instances_file_the_thing_segments_are_the_ground_truth(blocks, caplog):
-    evaluator = AveragePrecision(blocks)
+    with caplog.at_level(logging.INFO):
+        evaluator = AveragePrecision(blocks)
+    assert "thing segments of the panoptic PNG" in caplog.text
     ids = blocks.panoptic_map(0)
     things = [s for s in blocks.panoptic_records(0) if s["category_id"] != 90 and not s["iscrowd"]]
     masks = np.array([ids == segment["id"] for segment in things])
@@ -198,9 +204,7 @@ def test_without_an_instances_file_the_thing_segments_are_the_ground_truth(block
     boxes = [[0, 0, 8, 12], [8, 0, 16, 12], [0, 12, 16, 20]]
     labels = [blocks.catalog.index(segment["category_id"]) for segment in things]
     evaluator.add(0, instances([0.9, 0.8, 0.7], labels, boxes, masks))
-    with caplog.at_level(logging.INFO):
-        metrics = evaluator.compute()
-    assert "thing segments of the panoptic PNG" in caplog.text
+    metrics = evaluator.compute()
     assert metrics["bbox/AP-bird"] == metrics["segm/AP-bird"] == pytest.approx(1), "the crowd of birds is not missed"
     assert metrics["bbox/AP-car"] == metrics["segm/AP-car"] == pytest.approx(51 / 101), "two more in the other image"
     assert "segm/AP-sky" not in metrics

@@ -30,7 +30,9 @@ def test_perfect_predictions_score_one_in_every_metric(blocks, config, tmp_path)
     on_result = lambda record, image, segments: seen.append((record, image.shape, segments))
     metrics = evaluate(predict, blocks, config, tmp_path, on_result=on_result, log=lines.append)
     assert set(metrics) >= {"bbox/AP", "segm/AP", "panoptic_seg/PQ", "panoptic_seg/PQ_st", "sem_seg/mIoU"}
-    assert metrics == {name: pytest.approx(1, abs=1e-6) for name in metrics}
+    assert {name: value for name, value in metrics.items() if not name.endswith("AR1")} == {
+        name: pytest.approx(1, abs=1e-6) for name in metrics if not name.endswith("AR1")
+    }, "one detection for each image cannot find two cars"
     assert sorted((record, shape) for record, shape, _ in seen) == [(0, (32, 48, 3)), (1, (48, 32, 3))]
     assert all(segments.panoptic.ids.shape == shape[:2] for _, shape, segments in seen)
     assert lines[-1].startswith("evaluated 2 of 2 images")
