@@ -4,6 +4,10 @@
     python main.py --config=configs/coco_panoptic.py --workdir=runs/panoptic
     python main.py --mode=eval --checkpoint=runs/panoptic --workdir=runs/evaluation
     python main.py --mode=predict --checkpoint=runs/panoptic --images=photos --workdir=runs/predictions
+    python main.py --mode=report --checkpoint=runs/panoptic --workdir=runs/evaluation        # what is wrong, as a page
+    python main.py --mode=check-data --config=configs/coco_panoptic.py        # before training: are the data sound?
+    python main.py --mode=prepare --config.data.root=datasets/coco            # files made of the published ones
+    python main.py --mode=doctor --config=configs/coco_panoptic.py            # before training: is this machine ready?
 
 Any option of the config is overridden by its path: --config.train.batch_size=8
 """
@@ -30,15 +34,26 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, with a variant after a colon (default: configs/nuclei_panoptic.py)."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and results (default: runs/NAME).")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "predict"], "What to do.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "eval, predict: workdir of a run, or one checkpoint of it.")
+_MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "eval", "predict", "report", "check-data", "prepare", "doctor"], "What to do."
+)
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "eval, predict, report: workdir of a run, one checkpoint of it, or with --config a file of the official code.",
+)
 _IMAGES = flags.DEFINE_string("images", None, "predict: an image file or a folder of them.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "Several processes: HOST:PORT of the first one.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "Several processes: their number.")
+_PROCESS = flags.DEFINE_integer("process", None, "Several processes: the index of this one, from 0.")
 
 
 def main(arguments: list[str]) -> None:
     if len(arguments) > 1:
         raise app.UsageError(f"unknown argument {arguments[1]!r}: options are given as --name=value.")
-    from maskdino_jax import runner
+    from maskdino_jax import cluster, doctor, runner
+    from maskdino_jax.data.prepare import prepare
+    from maskdino_jax.train.loop import NonFiniteError
 
     for library in ("absl", "jax"):  # Orbax, Grain and JAX tell a lot that is of use to their developers only
         logging.getLogger(library).setLevel(logging.WARNING)
@@ -46,15 +61,29 @@ def main(arguments: list[str]) -> None:
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
     given = config if _names_a_config(sys.argv) else None
     try:
+        found = cluster.membership(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, os.environ)
+        if found is not None:
+            cluster.join(found)
         if _MODE.value == "train":
+            doctor.require_accelerator()
             runner.train(config, workdir)
         elif _MODE.value == "eval":
             runner.evaluate(Path(_CHECKPOINT.value or workdir), workdir, given)
+        elif _MODE.value == "report":
+            runner.report(Path(_CHECKPOINT.value) if _CHECKPOINT.value else None, workdir, given)
+        elif _MODE.value == "check-data":
+            if not runner.check_data(config, workdir):
+                sys.exit(1)
+        elif _MODE.value == "prepare":
+            prepare(config.data.root)
+        elif _MODE.value == "doctor":
+            if not doctor.diagnose(config, workdir):
+                sys.exit(1)
         else:
             if _IMAGES.value is None:
                 raise app.UsageError("--mode=predict needs --images=FILE_OR_DIR.")
             runner.predict(Path(_CHECKPOINT.value or workdir), Path(_IMAGES.value), workdir, given)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, NonFiniteError) as error:
         # The message already says what to do; the traceback is for -v=1.
         logging.debug("traceback", exc_info=True)
         sys.exit(f"{type(error).__name__}: {error}")

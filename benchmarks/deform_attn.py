@@ -1,9 +1,11 @@
-"""Time multi-scale deformable attention on a GPU: the Pallas kernel, the XLA definition and a plain gather.
+"""Time multi-scale deformable attention against other ways to write it, in one run, after checking all of them.
 
-    python benchmarks/deform_attn.py --output=docs/benchmarks
+    python benchmarks/deform_attn.py --output=docs/benchmarks               # NVIDIA GPU: kernel, definition, PyTorch
+    taskset -c 1 python benchmarks/deform_attn.py --cpu --output=docs/benchmarks   # any CPU, one core
+    python benchmarks/deform_attn.py --sweep --output=kernels/tiles.json    # NVIDIA GPU: its entry of the tile table
 
 Every implementation is first compared with the plain gather in float64; a wrong one ends the run before anything is
-timed. Writes one JSON file per device and logs a table. `--smoke` runs tiny shapes on any device, to test this script.
+timed. Writes a JSON file for each device, and a table in Markdown. `--smoke` tests this script with tiny shapes.
 """
 
 import argparse
@@ -12,27 +14,38 @@ import datetime
 import functools
 import json
 import logging
+import os
 import pathlib
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+if "--cpu" in sys.argv:
+    os.environ["JAX_PLATFORMS"] = "cpu"
+# PyTorch needs the memory that JAX does not use.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import jax.numpy as jnp
 import jaxlib
 import numpy as np
-from maskdino_kernels import ms_deform_attn
+from deform_attn_peers import grid_sample, plain_gather, run_torch, torch_peers
+from maskdino_kernels import tiles
 
 from maskdino_jax.ops.deform_attn import deform_attn
 
 LEVELS_1024 = ((128, 128), (64, 64), (32, 32), (16, 16))  # strides 8 to 64 of an image of 1024 x 1024
+LEVELS_512 = ((64, 64), (32, 32), (16, 16), (8, 8))
+LEVELS_SWIN = ((256, 256), *LEVELS_1024)
 HEADS, CHANNELS, POINTS = 8, 32, 4
-INPUT_SETS = 4  # taken in turn, so that no run finds its input in the cache
+INPUT_SETS = 1 if "--cpu" in sys.argv else 4  # taken in turn, so that no run finds its input in the cache
 GATE_QUERIES = 512
+SECONDS, FEWEST = 3.0, 3  # measuring one implementation ends after so long and so often, or all repetitions
+SWEEP = [(block, warps) for block in (16, 32, 64, 128) for warps in (1, 2, 4, 8)]
 # Largest norm of the error over the norm of the float64 result.
-TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-3}
+TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-3, "float16": 1e-3}
 
 logger = logging.getLogger("benchmark")
 
@@ -47,10 +60,17 @@ class Case:
 
 
 CASES = [
-    Case(name=name, batch=batch, queries=queries, dtype=dtype)
-    for name, batch, queries in (("encoder", 16, 0), ("encoder", 1, 0), ("decoder", 16, 400), ("decoder", 1, 300))
+    Case(name=name, batch=batch, queries=queries, dtype=dtype, levels=levels)
+    for name, batch, queries, levels in (
+        ("encoder", 16, 0, LEVELS_1024),
+        ("encoder", 1, 0, LEVELS_1024),
+        ("encoder, 5 levels", 2, 0, LEVELS_SWIN),
+        ("decoder", 16, 400, LEVELS_1024),
+        ("decoder", 1, 300, LEVELS_1024),
+    )
     for dtype in ("bfloat16", "float32")
 ]
+CPU_CASES = [Case(name="encoder", batch=1, queries=0, dtype="float32", levels=LEVELS_512)]
 SMOKE_CASES = [Case(name="decoder", batch=1, queries=5, dtype="bfloat16", levels=((4, 4),))]
 
 
@@ -84,48 +104,37 @@ def make_inputs(case: Case, seed: int) -> tuple[jax.Array, ...]:
     return value, offsets, logits, references, grad
 
 
-def plain_gather(value, offsets, logits, references, level_sizes):
-    """The same operation as one writes it first: gather all corners of all samples, then add them up."""
-    b, q, m, _, p, _ = offsets.shape
-    sizes = jnp.array([(width, height) for height, width in level_sizes])
-    starts = [sum(h * w for h, w in level_sizes[:i]) for i in range(len(level_sizes))]
-    references = references[:, :, None, None, None]
-    if references.shape[-1] == 4:
-        offsets = offsets / p * references[..., 2:] * 0.5 * sizes[:, None]
-    points = references[..., :2] * sizes[:, None] + offsets - 0.5
-    # [b, q, m, l, p, corner, (x, y)]
-    corners = jnp.floor(points)[..., None, :] + jnp.array([(0, 0), (1, 0), (0, 1), (1, 1)], points.dtype)
-    inside = jnp.all((corners >= 0) & (corners < sizes[:, None, None]), axis=-1)
-    weights = jnp.where(inside, jnp.prod(1 - jnp.abs(points[..., None, :] - corners), axis=-1), 0)
-    weights *= jax.nn.softmax(logits, axis=-1).reshape(b, q, m, -1, p, 1)
-    column, row = jnp.moveaxis(jnp.clip(corners, 0, sizes[:, None, None] - 1).astype(jnp.int32), -1, 0)
-    tokens = jnp.array(starts)[:, None, None] + row * sizes[:, None, None, 0] + column
-    tokens = tokens.transpose(0, 2, 1, 3, 4, 5).reshape(b, m, -1, 1)
-    rows = value.astype(offsets.dtype).transpose(0, 2, 1, 3)  # before the gather, so that its gradient adds up exactly
-    found = jnp.take_along_axis(rows, tokens, axis=2, mode="promise_in_bounds")
-    found = found.reshape(b, m, q, -1, value.shape[-1]) * weights.transpose(0, 2, 1, 3, 4, 5).reshape(b, m, q, -1, 1)
-    return found.sum(axis=3).transpose(0, 2, 1, 3).reshape(b, q, -1).astype(value.dtype)
-
-
 def implementations(on_gpu: bool) -> dict[str, Callable]:
-    """By name; without a GPU the kernel is interpreted, which has no gradient."""
-    pallas = (
-        functools.partial(deform_attn, impl="pallas") if on_gpu else functools.partial(ms_deform_attn, interpret=True)
-    )
-    return {"pallas": pallas, "xla": deform_attn, "plain gather": plain_gather}
+    """By name, ours first. On a GPU without PyTorch its peers are missing."""
+    definition = {"xla": functools.partial(deform_attn, impl="xla")}
+    plain = {"grid sample": grid_sample, "one gather": plain_gather}
+    if not on_gpu:
+        return definition | plain
+    ordered = {"deterministic": functools.partial(deform_attn, impl="deterministic")}
+    return {"pallas": functools.partial(deform_attn, impl="pallas")} | definition | ordered | plain | torch_peers()
 
 
-def make_run(attend: Callable, case: Case, backward: bool) -> Callable:
+def make_run(name: str, attend: Callable, case: Case, backward: bool) -> Callable:
     """A function of the inputs: the result and, if wanted, the gradients by value, offsets and logits."""
+    if name.startswith("torch"):
+        return lambda *arrays: run_torch(attend, arrays, case.levels, backward)
 
     def forward(value, offsets, logits, references, grad):
-        return attend(value, offsets, logits, references, case.levels)
+        return (attend(value, offsets, logits, references, case.levels),)
 
     def forward_and_backward(value, offsets, logits, references, grad):
         out, pull = jax.vjp(lambda *x: attend(*x, references, case.levels), value, offsets, logits)
         return out, *pull(grad)
 
     return jax.jit(forward_and_backward if backward else forward)
+
+
+def wait(results) -> None:
+    for result in jax.tree.leaves(results):
+        if isinstance(result, jax.Array):
+            result.block_until_ready()
+        else:
+            sys.modules["torch"].cuda.synchronize()
 
 
 def check(attends: dict[str, Callable], case: Case, backward: bool) -> None:
@@ -138,92 +147,180 @@ def check(attends: dict[str, Callable], case: Case, backward: bool) -> None:
     inputs = (value, *(a[:, :GATE_QUERIES] for a in rest))
     with jax.enable_x64(True):
         wide = [a.astype(jnp.float64) for a in inputs]
-        exact = [np.asarray(a) for a in jax.tree.leaves(make_run(plain_gather, case, backward)(*wide))]
+        exact = [np.asarray(a) for a in make_run("", plain_gather, case, backward)(*wide)]
     for name, attend in attends.items():
-        results = [np.asarray(a, np.float64) for a in jax.tree.leaves(make_run(attend, case, backward)(*inputs))]
+        results = make_run(name, attend, case, backward)(*inputs)
+        results = [
+            np.asarray(a if isinstance(a, jax.Array) else a.detach().double().cpu(), np.float64) for a in results
+        ]
         errors = [float(np.linalg.norm(a - e) / np.linalg.norm(e)) for a, e in zip(results, exact, strict=True)]
         if not max(errors) <= TOLERANCE[case.dtype]:  # also when an error is NaN
             raise RuntimeError(f"{name} is wrong on {case}: errors {errors}, allowed {TOLERANCE[case.dtype]}")
 
 
-def measure(run: Callable, inputs: list, warmups: int, repetitions: int) -> dict[str, float]:
-    """Milliseconds of one call: median and interquartile range. A repetition runs every input set once."""
-    compiled = run.lower(*inputs[0]).compile()
-    for i in range(warmups):
-        jax.block_until_ready(compiled(*inputs[i % len(inputs)]))
-    times = []
-    for _ in range(repetitions):
-        start = time.perf_counter()
-        jax.block_until_ready([compiled(*x) for x in inputs])
-        times.append((time.perf_counter() - start) * 1000 / len(inputs))
-    low, median, high = statistics.quantiles(times, n=4)
-    return {"median_ms": median, "iqr_ms": high - low, "temp_bytes": compiled.memory_analysis().temp_size_in_bytes}
-
-
-def measure_case(case: Case, on_gpu: bool, warmups: int, repetitions: int) -> list[dict]:
-    rows = []
-    for backward in (False, True):
-        attends = implementations(on_gpu)
-        if backward and not on_gpu:
-            del attends["pallas"]
-        check(attends, case, backward)
-        inputs = [jax.block_until_ready(make_inputs(case, seed)) for seed in range(INPUT_SETS)]
-        for name, attend in attends.items():
-            row = {"implementation": name, "pass": "forward+backward" if backward else "forward"}
-            row |= dataclasses.asdict(case)
-            try:
-                row |= measure(make_run(attend, case, backward), inputs, warmups, repetitions)
-            except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
-                    raise
-                row["error"] = "out of memory"
-            rows.append(row)
-            logger.info(_line(row, reference=next((r for r in rows if r["pass"] == row["pass"]), row)))
+def measure(runs: dict[str, Callable], inputs: list, repetitions: int, clock: Callable) -> dict[str, dict[str, float]]:
+    """Milliseconds of one call of each: median and interquartile range. They take turns, so that noise meets all."""
+    calls, rows = {}, {}
+    for name, run in runs.items():
+        try:
+            call = run if name.startswith("torch") else run.lower(*inputs[0]).compile()
+            rows[name] = {} if call is run else {"temp_bytes": call.memory_analysis().temp_size_in_bytes}
+            for _ in range(2):
+                wait(call(*inputs[0]))
+            calls[name] = call
+        except RuntimeError as error:  # of JAX and of PyTorch
+            if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error):
+                raise
+            rows[name] = {"error": "out of memory"}
+    times, spent = {name: [] for name in calls}, dict.fromkeys(calls, 0.0)
+    for repetition in range(repetitions):
+        for name, call in calls.items():
+            if spent[name] > SECONDS and repetition >= FEWEST:
+                continue
+            start, begin = clock(), time.perf_counter()
+            wait([call(*x) for x in inputs])
+            times[name].append((clock() - start) * 1000 / len(inputs))
+            spent[name] += time.perf_counter() - begin
+    for name, values in times.items():
+        low, median, high = statistics.quantiles(values, n=4)
+        rows[name] |= {"median_ms": median, "iqr_ms": high - low, "repetitions": len(values)}
     return rows
 
 
-def _line(row: dict, reference: dict) -> str:
-    label = f"{row['name']:8} b{row['batch']:<3} {row['dtype']:9} {row['pass']:17} {row['implementation']:13}"
+def floor_ms(case: Case, backward: bool) -> float:
+    """The least time that an H200 could take, from its clocks and widths; measured on it is none of this.
+
+    Memory moves 4.3 TB/s. A forward pass looks up 6.5 cache lines for 8 rows of bfloat16, one a clock in each of 132
+    cores at 1.98 GHz. A backward pass adds each row, 4 sectors of 32 bytes, in 96 slices of the cache at 1.7 GHz.
+    """
+    tokens = sum(height * width for height, width in case.levels)
+    queries, size = case.queries or tokens, 2 if case.dtype == "bfloat16" else 4
+    samples = case.batch * queries * HEADS * len(case.levels) * POINTS
+    values, results = (case.batch * n * HEADS * CHANNELS for n in (tokens, queries))
+    moved = (values + results) * size + samples * 12
+    forward = max(moved / 4.3e12, 4 * samples * (size / 2) * 6.5 / 8 / (132 * 1.98e9))
+    if not backward:
+        return forward * 1000
+    moved += values * 4 + results * size + samples * 12
+    return (forward + max(moved / 4.3e12, 4 * samples * 4 / (96 * 1.7e9))) * 1000
+
+
+def measure_case(case: Case, attends: dict[str, Callable], repetitions: int, clock: Callable) -> Iterator[dict]:
+    inputs = [jax.block_until_ready(make_inputs(case, seed)) for seed in range(INPUT_SETS)]
+    for backward in (False, True):
+        check(attends, case, backward)
+        runs = {name: make_run(name, attend, case, backward) for name, attend in attends.items()}
+        rows = measure(runs, inputs, repetitions, clock)
+        ours = next(iter(rows.values()))
+        for name, row in rows.items():
+            row = dataclasses.asdict(case) | {"implementation": name, "pass": PASSES[backward]} | row
+            if "median_ms" in row and "median_ms" in ours:
+                row["ratio"] = row["median_ms"] / ours["median_ms"]
+            if "H200" in jax.devices()[0].device_kind and "median_ms" in row:
+                row["share_of_floor"] = floor_ms(case, backward) / row["median_ms"]
+            logger.info(_table_line(row))
+            yield row
+
+
+PASSES = ("forward", "forward+backward")
+HEADER = """| case | images | type | pass | implementation | ms | ± | times ours | floor / time | temporary MiB |
+|---|---|---|---|---|---|---|---|---|---|"""
+
+
+def _table_line(row: dict) -> str:
+    cells = [row["name"], row["batch"], row["dtype"], row["pass"], row["implementation"]]
     if "error" in row:
-        return f"{label} {row['error']}"
-    ratio = row["median_ms"] / reference["median_ms"] if "median_ms" in reference else float("nan")
-    memory = row["temp_bytes"] / 2**20
-    return f"{label} {row['median_ms']:9.3f} ms  ± {row['iqr_ms']:7.3f}  x {ratio:6.2f}  {memory:9.1f} MiB temporary"
+        return f"| {' | '.join(map(str, [*cells, row['error'], '', '', '', '']))} |"
+    cells += [f"{row['median_ms']:.3f}", f"{row['iqr_ms']:.3f}", f"{row['ratio']:.2f}" if "ratio" in row else ""]
+    cells += [f"{row['share_of_floor']:.0%}" if "share_of_floor" in row else ""]
+    cells += [f"{row['temp_bytes'] / 2**20:.1f}" if "temp_bytes" in row else ""]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def sweep(path: pathlib.Path, cases: list[Case], repetitions: int) -> None:
+    """Time the kernel with every tile and write the fastest of each workload into the table at `path`."""
+    table = json.loads(path.read_text()) if path.exists() else json.loads(tiles.PATH.read_text())
+    entry = dict(table["default"])
+    attends = {"pallas": functools.partial(deform_attn, impl="pallas")}
+    for case in cases:
+        inputs = [jax.block_until_ready(make_inputs(case, seed)) for seed in range(INPUT_SETS)]
+        queries = inputs[0][1].shape[1]
+        for backward in (False, True):
+            found = {}
+            for block, warps in SWEEP:
+                tile = tiles.Tile(block, warps)
+                with tiles.override(tile, backward=backward):
+                    try:
+                        check(attends, case, backward)
+                        run = make_run("pallas", attends["pallas"], case, backward)
+                        row = measure({"pallas": run}, inputs, repetitions, time.perf_counter)["pallas"]
+                    except jax.errors.JaxRuntimeError as error:  # too large for the GPU's registers or shared memory
+                        logger.info("%s %s does not run: %.100s", case.name, tile, error)
+                        continue
+                found[tile] = row["median_ms"]
+                logger.info("%s %s %s %.3f ms", case.name, PASSES[backward], tile, row["median_ms"])
+            best = min(found, key=found.get)
+            entry[tiles.workload(queries, backward=backward)] = dataclasses.asdict(best)
+    table[jax.devices()[0].device_kind] = entry
+    path.write_text(json.dumps(table, indent=1) + "\n")
+    logger.info("written to %s", path)
+
+
+def write_report(folder: pathlib.Path, name: str, argv: list[str], rows: list[dict], unit: str) -> pathlib.Path:
+    device = jax.devices()[0]
+    versions = {"python": platform.python_version(), "jax": jax.__version__, "jaxlib": jaxlib.__version__}
+    if "torch" in sys.modules:
+        versions["torch"] = sys.modules["torch"].__version__
+    report = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python benchmarks/deform_attn.py", *argv]),
+        "device": device.device_kind
+        if device.platform == "gpu"
+        else f"CPU {platform.processor() or platform.machine()}",
+        "driver": device.client.platform_version,
+        "versions": versions,
+        "unit": unit,
+        "input_sets": INPUT_SETS,
+        "results": rows,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    about = [f"{report['device']}, {', '.join(f'{k} {v}' for k, v in versions.items())}, {report['date']}."]
+    about += [f"Median and interquartile range of {unit}; `times ours` compares with the first row of its group.", ""]
+    about += [f"    {report['command']}", "", HEADER, *map(_table_line, rows)]
+    path.with_suffix(".md").write_text("\n".join(["# Deformable attention", "", *about]) + "\n")
+    logger.info("written to %s", path)
+    return path
 
 
 def main(argv: list[str]) -> pathlib.Path:
     """Run the benchmark; returns the file written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=pathlib.Path, required=True, help="folder of the JSON file")
-    parser.add_argument("--smoke", action="store_true", help="tiny shapes, on any device; the times mean nothing")
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="folder; of --sweep the file of the table")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--cpu", action="store_true", help="compare what runs without a GPU, in CPU time")
+    mode.add_argument("--sweep", action="store_true", help="find the fastest tiles of the kernel on this GPU")
+    mode.add_argument("--smoke", action="store_true", help="tiny shapes, on any device; the times mean nothing")
     args = parser.parse_args(argv)
     device = jax.devices()[0]
     on_gpu = device.platform == "gpu"
-    if not on_gpu and not args.smoke:
+    if not (on_gpu or args.cpu or args.smoke):
         parser.error(
-            f"JAX sees no GPU, only {device.device_kind!r}. Install JAX with CUDA, or test this script by --smoke."
+            f"JAX sees no GPU, only {device.device_kind!r}. Install JAX with CUDA, compare what runs on a CPU by "
+            "--cpu, or test this script by --smoke."
         )
-    warmups, repetitions = (1, 2) if args.smoke else (10, 50)
-    logger.info("The ratio x compares with the first implementation of the same case and pass.")
-    rows = []
-    for case in SMOKE_CASES if args.smoke else CASES:
-        rows += measure_case(case, on_gpu, warmups, repetitions)
-    report = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python benchmarks/deform_attn.py", *argv]),
-        "device": device.device_kind,
-        "driver": device.client.platform_version,
-        "versions": {"python": platform.python_version(), "jax": jax.__version__, "jaxlib": jaxlib.__version__},
-        "warmups": warmups,
-        "repetitions": repetitions,
-        "input_sets": INPUT_SETS,
-        "results": rows,
-    }
-    args.output.mkdir(parents=True, exist_ok=True)
-    path = args.output / f"deform_attn_{device.device_kind.lower().replace(' ', '_')}{'_smoke' * args.smoke}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    logger.info("written to %s", path)
-    return path
+    if args.sweep:
+        sweep(args.output, [case for case in CASES if case.dtype == "bfloat16" and len(case.levels) == 4], 10)
+        return args.output
+    cases, repetitions = (SMOKE_CASES, 2) if args.smoke else (CPU_CASES, 9) if args.cpu else (CASES, 50)
+    clock, unit = time.perf_counter, "a call, milliseconds"
+    if args.cpu:  # other programs on the machine then do not count
+        clock, unit = time.process_time, "a call, milliseconds of CPU time"
+    name = "cpu" if args.cpu else device.device_kind.lower().replace(" ", "_") + "_smoke" * args.smoke
+    logger.info("%s", HEADER)
+    rows = [row for case in cases for row in measure_case(case, implementations(on_gpu), repetitions, clock)]
+    return write_report(args.output, f"deform_attn_{name}", argv, rows, unit)
 
 
 if __name__ == "__main__":

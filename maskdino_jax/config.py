@@ -5,6 +5,7 @@ command line overrides any leaf with `--config.<path>=<value>`. `slots=True` mak
 """
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -65,7 +66,7 @@ class ModelConfig:
     class_scores: str = "sigmoid"  # sigmoid: classes are independent | softmax: one more column says "no object"
     masks: bool = True  # False: detection only, nothing reads or learns masks; they can be learned in a fine-tuning
     num_points: int = 4  # deformable sampling points of each head on each level
-    deform_attn: str = "xla"  # xla: runs everywhere; pallas: GPU kernel (see kernels/README.md)
+    deform_attn: str = "auto"  # auto: GPU kernel where it runs | xla | pallas | deterministic; see kernels/README.md
     dtype: str = "float32"  # compute type of convolutions and projections; parameters stay float32
 
 
@@ -95,20 +96,24 @@ class LossConfig:
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class SplitConfig:
-    """Where one split lies, relative to `data.root`. An empty path means: not there."""
+    """Where one split lies, relative to `data.root`. An empty path means: not there.
 
-    images: str = ""  # folder of image files
-    annotations: str = ""  # COCO panoptic or COCO instances JSON
+    A data set of TFDS needs `annotations` alone, such as "coco/2017_panoptic/1.1.0:train" or "...:train[:90%]".
+    """
+
+    images: str = ""  # folder of image files; of YOLO also a .txt that lists them
+    annotations: str = ""  # COCO panoptic or instances JSON, the data.yaml of YOLO, or FOLDER:SPLIT (format tfds)
     panoptic: str = ""  # folder of panoptic PNG (format coco_panoptic)
     instances: str = ""  # COCO instances JSON for box and mask AP (format coco_panoptic); empty: from the panoptic PNG
     semantic: str = ""  # folder of label PNG (format semantic)
+    part: str = "all"  # of the images: all | tenth, about every tenth, by a hash of its name | rest, all but the tenth
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class DataConfig:
     root: str = ""  # folder of the data set; empty: the nuclei images that come with the package
-    format: str = "coco_panoptic"  # coco_panoptic | coco_instances | semantic
-    classes: str = ""  # list that comes along: coco_instances, coco_panoptic, ade20k, cityscapes; empty: from the data
+    format: str = "coco_panoptic"  # or coco_instances, yolo, semantic, tfds, or auto: whichever lies in `root`
+    classes: str = ""  # coco_instances, coco_panoptic, ade20k, cityscapes, a file or pixel values; empty: from the data
     train: SplitConfig = dataclasses.field(default_factory=SplitConfig)
     val: SplitConfig = dataclasses.field(default_factory=SplitConfig)
     image_size: tuple[int, int] = (1024, 1024)  # height, width of a training crop in pixels, multiples of 32
@@ -122,7 +127,10 @@ class DataConfig:
     keep_empty: bool = (
         False  # objects without a pixel in the crop stay targets, with a zero box; the official recipes do
     )
+    copy_paste: float = 0.0  # chance that a training image gets objects of another one (Ghiasi et al. 2021)
+    on_error: str = "stop"  # stop | skip: training leaves out faulty entries and takes another image for a broken one
     workers: int = 4  # loader processes; 0 decodes in threads of the main process
+    cache_mb: int = 0  # MB of decoded training images that each loader process keeps; 0: none
     eval_short_side: int = 800  # pixels; evaluation resizes the shorter side to this ...
     eval_long_side: int = 1333  # pixels; ... unless the longer side would pass this
     eval_canvas: str = "bucketed"  # bucketed: few shapes, padding masked; exact: each image padded to 32 on its own
@@ -156,6 +164,14 @@ class TrainConfig:
     keep_checkpoints: int = 2  # latest ones; the best one is kept besides
     eval_at_start: bool = False  # evaluate the untrained model, to print before beside after
     log_images: int = 2  # predicted pictures written to the log at each evaluation
+    profile_steps: str = ""  # such as 10:15: a trace of these steps, both included, in WORKDIR/profile; empty: none
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class MeshConfig:
+    """How devices share a training: all of them divide the images."""
+
+    fsdp: int = 1  # devices that divide parameters, optimizer state and moving average among them; 1: each has all
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -165,8 +181,20 @@ class InferenceConfig:
     object_threshold: float = 0.25  # panoptic: queries with a lower best class score are dropped
     overlap_threshold: float = 0.8  # panoptic: segments that keep less of their mask are dropped
     temperature: float = 0.06  # sharpens class scores for panoptic and semantic results; 0: off
-    score_threshold: float = 0.5  # instances drawn and written by predict; evaluation keeps all
+    score_threshold: float = 0.5  # instances below are neither returned, written nor drawn; evaluation keeps all
     batch_size: int = 1  # images that each device evaluates at a time
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class EvaluationConfig:
+    """How predictions are scored, and what is written of them."""
+
+    engine: str = "fast"  # average precision: fast | pycocotools, the reference, slower; both give the same numbers
+    boundary: bool = False  # average precision of the outlines of masks besides
+    tta_short_sides: tuple[int, ...] = ()  # eval, semantic: score the mean over these sizes in pixels besides
+    tta_long_side: int = 3584  # pixels; the longer side is no more than this
+    tta_flip: bool = True  # each size also mirrored
+    submission: str = ""  # such as test-dev2017: write zip files for COCO's server under this name, score nothing
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -178,7 +206,9 @@ class Config:
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     inference: InferenceConfig = dataclasses.field(default_factory=InferenceConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
 
 _BACKBONES = {
@@ -243,8 +273,11 @@ def from_dict(values: Mapping[str, Any], cls: type = Config, prefix: str = "") -
     """Rebuild a config from the nested dictionary that `dataclasses.asdict` made of it and JSON may have stored.
 
     Raises:
-        ConfigError: a key is unknown; options absent from `values` take today's defaults.
+        ConfigError: a key is unknown or its value has another type; options absent from `values` take today's
+            defaults.
     """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"config.{prefix.rstrip('.')} is {str(values)[:40]!r}, not a group of options.")
     kinds = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(kinds))
     if unknown:
@@ -255,8 +288,17 @@ def from_dict(values: Mapping[str, Any], cls: type = Config, prefix: str = "") -
     parts = {}
     for key, value in values.items():
         if dataclasses.is_dataclass(kinds[key]):
-            value = from_dict(value, kinds[key], f"{prefix}{key}.")
-        elif isinstance(value, list):
-            value = tuple(value)
-        parts[key] = value
+            parts[key] = from_dict(value, kinds[key], f"{prefix}{key}.")
+        else:
+            parts[key] = _typed(value, kinds[key], f"config.{prefix}{key}")
     return cls(**parts)
+
+
+def _typed(value: Any, kind: Any, path: str) -> Any:
+    """A value of an option as JSON stores it, as `kind`: lists become tuples."""
+    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return tuple(_typed(part, typing.get_args(kind)[0], path) for part in value)
+    fits = type(value) is kind or (kind is float and type(value) is int)
+    if fits and (not isinstance(value, float) or math.isfinite(value)):
+        return value
+    raise ConfigError(f"{path} = {str(value)[:40]!r}: give a {getattr(kind, '__name__', kind)}.")

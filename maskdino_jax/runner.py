@@ -5,43 +5,53 @@ import dataclasses
 import functools
 import json
 import logging
+import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from jax.stages import Compiled
 from PIL import Image
 
-from maskdino_jax.checkpoints import Checkpoints, Reader
+from maskdino_jax.checkpoints import Checkpoints
 from maskdino_jax.checkpoints.initial import start_from
+from maskdino_jax.checkpoints.weights import open_weights
 from maskdino_jax.config import Config, ConfigError, from_dict
-from maskdino_jax.data import Catalog, Dataset, open_dataset, train_batches
+from maskdino_jax.data import Dataset, open_dataset, train_batches
+from maskdino_jax.data.check import check, require_same_classes
+from maskdino_jax.data.datasets import recognize
+from maskdino_jax.evaluation.evaluate import evaluate_augmented, metrics_table
 from maskdino_jax.evaluation.evaluate import evaluate as run_evaluation
-from maskdino_jax.evaluation.evaluate import metrics_table
-from maskdino_jax.inference.predictor import Detector, Predictor
+from maskdino_jax.evaluation.gathering import on_own_devices
+from maskdino_jax.evaluation.report import LABEL_MAPS, About, Predictions, label_map_path, write_report
+from maskdino_jax.evaluation.submission import ImageList, submit
+from maskdino_jax.inference.contact_sheet import contact_sheet
+from maskdino_jax.inference.predictor import Predictor
 from maskdino_jax.inference.visualize import draw
 from maskdino_jax.losses.matcher import check_callback_threads
+from maskdino_jax.meshes import make_mesh, replicated, state_sharding
 from maskdino_jax.model import ModelSpec
 from maskdino_jax.train.loop import train as run_training
 from maskdino_jax.train.memory import compile_step, forecast, require_memory, trace_step
 from maskdino_jax.train.metrics import MetricWriter
+from maskdino_jax.train.profiler import Profiler
 from maskdino_jax.train.step import State, init_state
 from maskdino_jax.validation import differences, validate
 
 _CONFIG = "config.json"
+_ABOUT = "about.json"  # beside predictions: what they were made with
 _IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def train(config: Config, workdir: Path) -> dict[str, float]:
     """Train to `config.train.steps`, continuing what is in `workdir`; returns the last evaluation."""
-    validate(config)
+    config = _recognized(validate(config))
     data, validation = open_dataset(config.data, "train", masks=config.model.masks), _validation(config)
-    _require_same_classes(validation, data.catalog, f"{data.annotations} has")
+    require_same_classes(validation, data.catalog, f"{data.annotations} has")
     mesh = _mesh(config)
     spec = ModelSpec(config.model, data.catalog.num_classes)
     _claim(workdir, config)
@@ -50,14 +60,13 @@ def train(config: Config, workdir: Path) -> dict[str, float]:
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, config, data.catalog.to_dict())))
         writer = stack.enter_context(contextlib.closing(MetricWriter(workdir)))
         state = _initial_state(spec, config, mesh, checkpoints)
-        detector = Detector(spec, mesh, masks=_with_masks(config))
-        evaluation = _Evaluation(detector, validation, config, workdir / "evaluation", writer)
+        evaluation = _Evaluation(spec, mesh, validation, config, workdir / "evaluation", writer)
         unfinished = int(state["step"]) < config.train.steps
         step = _compile(spec, config, mesh) if unfinished else None
         _store(workdir / _CONFIG, dataclasses.asdict(config))  # of a run that fits into memory
         before = _before(workdir / "before.json", evaluation, state) if config.train.eval_at_start else None
         if unfinished:
-            state = _continue(state, step, config, mesh, data, checkpoints, writer, evaluation)
+            state = _continue(state, step, config, mesh, data, checkpoints, writer, evaluation, workdir)
         else:
             logging.info("%s is trained to step %d already", workdir, config.train.steps)
             evaluation.of_state(state)
@@ -82,6 +91,7 @@ def _continue(
     checkpoints: Checkpoints,
     writer: MetricWriter,
     evaluation: "_Evaluation",
+    workdir: Path,
 ) -> State:
     """Run the loop from the step of `state` to the last one."""
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -96,21 +106,35 @@ def _continue(
             save=checkpoints.save,
             evaluate=evaluation.of_state,
             image_id=lambda record: str(data.image_id(record)),
+            profiler=Profiler(config.train.profile_steps, workdir / "profile"),
         )
 
 
-def evaluate(checkpoint: Path, workdir: Path, config: Config | None) -> dict[str, float]:
-    """Evaluate a checkpoint. The model is the checkpoint's; data and thresholds are those of `config` if given."""
-    reader = Reader(checkpoint)
-    config = _combine(reader.config, config)
-    validation = _validation(config)
-    _require_same_classes(validation, Catalog.from_dict(reader.catalog), f"the checkpoint {checkpoint} was trained on")
+def evaluate(checkpoint: Path, workdir: Path, config: Config | None, *, label_maps: bool = False) -> dict[str, float]:
+    """Evaluate a checkpoint of ours or, as `config` describes it, a file of the official implementation.
+
+    The model is the checkpoint's; data and thresholds are those of `config` if given. With
+    `config.evaluation.submission` the predictions are written for COCO's server instead, and there are no metrics.
+    `label_maps`: semantic maps are kept as well as the other predictions.
+    """
+    weights = open_weights(checkpoint, config)
+    config = _combine(weights.config, config)
     mesh = _mesh(None)
-    variables = reader.load(NamedSharding(mesh, P()))
+    if config.evaluation.submission:
+        images = ImageList.read(config.data, weights.catalog)
+        predict, config = on_own_devices(weights.spec, mesh, config)
+        submit(predict(weights.load(replicated(mesh))), images, config, workdir)
+        return {}
+    config = _recognized(config)
+    validation = _validation(config)
+    require_same_classes(validation, weights.catalog, f"the checkpoint {checkpoint} was trained on")
+    variables = weights.load(replicated(mesh))
     with contextlib.closing(MetricWriter(workdir)) as writer:
-        detector = Detector(reader.spec, mesh, masks=_with_masks(config))
-        evaluation = _Evaluation(detector, validation, config, workdir / "evaluation", writer)
-        results = evaluation.of(variables, reader.step)
+        evaluation = _Evaluation(weights.spec, mesh, validation, config, workdir / "evaluation", writer)
+        augmented = bool(config.evaluation.tta_short_sides)
+        results = evaluation.of(
+            variables, weights.step, augmented=augmented, label_maps=label_maps, checkpoint=checkpoint
+        )
     _report(results, None, workdir)
     return results
 
@@ -120,8 +144,9 @@ def predict(checkpoint: Path, images: Path, workdir: Path, config: Config | None
     paths = [images] if images.is_file() else sorted(p for p in images.glob("*") if p.suffix.lower() in _IMAGE_TYPES)
     if not paths:
         raise FileNotFoundError(f"--images={images}: no such file, or a folder without {', '.join(_IMAGE_TYPES)}.")
-    reader = Reader(checkpoint)
-    predictor = Predictor.from_checkpoint(checkpoint, config=_combine(reader.config, config))
+    weights = open_weights(checkpoint, config)
+    variables = weights.load(jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    predictor = Predictor(weights.spec, variables, weights.catalog, _combine(weights.config, config))
     output = workdir / "predictions"
     output.mkdir(parents=True, exist_ok=True)
     records, pictures = [], []
@@ -131,11 +156,58 @@ def predict(checkpoint: Path, images: Path, workdir: Path, config: Config | None
         Image.fromarray(predictor.draw(path, segments)).save(pictures[-1])
         threshold = predictor.config.inference.score_threshold
         records.append(segments.to_dict(path.name, threshold))
+        if segments.semantic is not None:
+            segments.save_label_map(output / f"{path.stem}_labels.png")
         if segments.panoptic is not None:
             segments.panoptic.save(output / f"{path.stem}_panoptic.png")
         logging.info("%s -> %s", path, pictures[-1])
     (output / "predictions.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
     return pictures
+
+
+def report(checkpoint: Path | None, workdir: Path, config: Config | None) -> Path:
+    """Write a page about the predictions in `workdir`, `report/index.html`; returns its path.
+
+    If there are none yet, the checkpoint (of `workdir` if none is given) is evaluated first. Predictions of another
+    origin need `config` only, for their data.
+    """
+    output = workdir / "evaluation"
+    if not Predictions.exist(output):
+        evaluate(checkpoint or workdir, workdir, config, label_maps=True)
+    path = output / _ABOUT
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if config is None:
+        config = open_weights(checkpoint or Path(known.get("checkpoint", workdir)), None).config
+    config = validate(config)
+    page = workdir / "report" / "index.html"
+    if jax.process_index() == 0:
+        about = About(**{"config": config.name} | known)
+        write_report(_validation(config), output, page, score_threshold=config.inference.score_threshold, about=about)
+    return page
+
+
+def check_data(config: Config, workdir: Path) -> bool:
+    """Look both splits over; whether training would work.
+
+    Writes `check/report.json` and, for each split, a sheet of annotated images, `check/train.png` and `check/val.png`.
+    """
+    validate(config)
+    output = workdir / "check"
+    output.mkdir(parents=True, exist_ok=True)
+    summary = check(config)
+    _store(output / "report.json", summary.to_dict())
+    for name, split in summary.splits.items():
+        sheet = contact_sheet(split.dataset) if split.dataset else None
+        if sheet is not None:
+            Image.fromarray(sheet).save(output / f"{name}.png")
+    logging.info("%s\n\n%s", config.data.root or "the images that come along", summary.table())
+    logging.info("%s. All of it, and pictures: %s", summary.verdict(), output)
+    return summary.ok
+
+
+def _recognized(config: Config) -> Config:
+    """The config with what `data.format` "auto" finds spelled out."""
+    return validate(dataclasses.replace(config, data=recognize(config.data, config.inference.tasks)))
 
 
 def _with_masks(config: Config) -> bool:
@@ -147,23 +219,11 @@ def _validation(config: Config) -> Dataset:
     return open_dataset(config.data, "val", masks=_with_masks(config))
 
 
-def _require_same_classes(validation: Dataset, trained: Catalog, where: str) -> None:
-    """Predictions are numbered by position, so both lists must agree in ids, names and order."""
-    found, wanted = ([(c.id, c.name) for c in catalog.categories] for catalog in (validation.catalog, trained))
-    if found != wanted:
-        different = next((pair for pair in zip(found, wanted, strict=False) if pair[0] != pair[1]), None)
-        detail = f"{different[0]} instead of {different[1]}" if different else f"{len(found)} instead of {len(wanted)}"
-        raise ConfigError(
-            f"config.data.val.annotations = {validation.annotations}: its categories are not those {where}: {detail}. "
-            f"Give both the same list of categories."
-        )
-
-
 def _combine(trained: Config, given: Config | None) -> Config:
     """The trained model with the data and the thresholds of the given config."""
     if given is None:
         return validate(trained)
-    taken = {name: getattr(given, name) for name in ("data", "inference", "best_metric")}
+    taken = {name: getattr(given, name) for name in ("data", "inference", "evaluation", "best_metric")}
     return validate(dataclasses.replace(trained, **taken))
 
 
@@ -176,30 +236,27 @@ def _mesh(config: Config | None) -> Mesh:
             f"{config.train.accumulate} parts: a part does not divide among {devices} devices. Give a batch size that "
             f"is a multiple of {devices * config.train.accumulate}."
         )
-    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+    mesh = make_mesh(1 if config is None else config.mesh.fsdp)
     if config is not None and config.loss.matcher == "scipy":
         check_callback_threads(mesh)
     return mesh
 
 
-def _abstract(function: Any, mesh: Mesh) -> Any:
-    """Shapes of what `function` returns, replicated over the mesh."""
-    whole = NamedSharding(mesh, P())
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(function))
-
-
 def _initial_state(spec: ModelSpec, config: Config, mesh: Mesh, checkpoints: Checkpoints) -> State:
     """The newest checkpoint, or a fresh state."""
     init = functools.partial(init_state, spec, config)
+    shapes = jax.eval_shape(init)
+    placed = state_sharding(shapes, mesh)
     if checkpoints.latest_step is not None:
         logging.info("continuing from step %d", checkpoints.latest_step)
-        return checkpoints.restore_latest(_abstract(init, mesh))
-    whole = NamedSharding(mesh, P())
-    state = jax.jit(init, out_shardings=whole)()
+        place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        return checkpoints.restore_latest(jax.tree.map(place, shapes, placed))
+    state = jax.jit(init, out_shardings=placed)()
     if config.train.init_from:
         variables = {"params": state["params"], "frozen": state["frozen"]}
-        loaded = jax.device_put(start_from(variables, Path(config.train.init_from), config), whole)
-        state = {**state, **loaded}
+        whole = jax.device_put(variables, replicated(mesh))
+        loaded = start_from(whole, Path(config.train.init_from), config)
+        state = {**state, **jax.device_put(loaded, {name: placed[name] for name in loaded})}
         if "ema" in state:
             state["ema"] = jax.tree.map(jnp.copy, state["params"])
     elif config.model.backbone.kind == "resnet" and config.model.backbone.norm == "frozen_bn":
@@ -216,13 +273,10 @@ class _Evaluation:
     """Evaluates on one data set, logs the numbers and some pictures, and remembers the latest results."""
 
     def __init__(
-        self, detector: Detector, dataset: Dataset, config: Config, output: Path, writer: MetricWriter
+        self, spec: ModelSpec, mesh: Mesh, dataset: Dataset, config: Config, output: Path, writer: MetricWriter
     ) -> None:
-        together = config.inference.batch_size * detector.mesh.size
-        inference = dataclasses.replace(config.inference, batch_size=together)
-        self._config = dataclasses.replace(config, inference=inference)
-        self._detector, self._dataset = detector, dataset
-        self._output, self._writer = output, writer
+        self._predict, self._config = on_own_devices(spec, mesh, config)
+        self._dataset, self._output, self._writer = dataset, output, writer
         self.latest: dict[str, float] = {}
 
     def of_state(self, state: State) -> dict[str, float]:
@@ -230,16 +284,37 @@ class _Evaluation:
         variables = {"params": state.get("ema", state["params"]), "frozen": state["frozen"]}
         return self.of(variables, int(state["step"]))
 
-    def of(self, variables: dict[str, Any], step: int) -> dict[str, float]:
+    def of(
+        self,
+        variables: dict[str, Any],
+        step: int,
+        *,
+        augmented: bool = False,
+        label_maps: bool = False,
+        checkpoint: Path | None = None,
+    ) -> dict[str, float]:
+        """Metrics of weights from a `checkpoint` or, None, of the run itself.
+
+        `augmented`: semantic maps with test-time augmentation besides. `label_maps`: semantic maps are written as well.
+        """
         drawn: list[int] = []
+        if jax.process_index() == 0:
+            shutil.rmtree(self._output / LABEL_MAPS, ignore_errors=True)  # of an earlier evaluation
 
-        def keep(record: int, image: Any, segments: Any) -> None:
-            if len(drawn) < self._config.train.log_images:
+        def keep(record: int, segments: Any) -> None:
+            if len(drawn) < self._config.train.log_images and jax.process_index() == 0:
                 drawn.append(record)
-                self._picture(record, image, segments, step)
+                self._picture(record, self._dataset.image(record), segments, step)
+            if label_maps and segments.semantic is not None:
+                segments.save_label_map(label_map_path(self._output, self._dataset.file_name(record)))
 
-        predict = functools.partial(self._detector, variables)
+        predict = self._predict(variables)
         self.latest = run_evaluation(predict, self._dataset, self._config, self._output, on_result=keep)
+        if jax.process_index() == 0:
+            source = str(checkpoint or self._output.parent)
+            _store(self._output / _ABOUT, {"checkpoint": source, "step": step, "config": self._config.name})
+        if augmented:
+            self.latest |= evaluate_augmented(predict, self._dataset, self._config)
         self._writer.scalars(step, self.latest)
         logging.info("evaluation at step %d\n%s", step, metrics_table(self.latest))
         return self.latest
@@ -254,16 +329,21 @@ class _Evaluation:
 
 def _before(path: Path, evaluation: _Evaluation, state: State) -> dict[str, float]:
     """Metrics before the first step, found once in the life of a workdir."""
-    if not path.exists():
-        _store(path, evaluation.of_state(state))
-    return json.loads(path.read_text(encoding="utf-8"))
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    results = evaluation.of_state(state)
+    _store(path, results)
+    return results
 
 
 def _claim(workdir: Path, config: Config) -> None:
     """Make a new workdir; refuse one that another config has used."""
     path = workdir / _CONFIG
     if path.exists():
-        changed = differences(from_dict(json.loads(path.read_text(encoding="utf-8"))), config)
+        try:
+            changed = differences(from_dict(json.loads(path.read_bytes())), config)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{path} is damaged or of another version ({error}). Use a new workdir.") from error
         if changed:
             raise ConfigError(
                 f"--workdir={workdir} holds a run of another config ({path}):\n  "
@@ -274,7 +354,9 @@ def _claim(workdir: Path, config: Config) -> None:
 
 
 def _store(path: Path, value: Any) -> None:
-    """Write JSON so that a reader never sees half of it."""
+    """Write JSON so that a reader never sees half of it; of several processes only the first one does."""
+    if jax.process_index():
+        return
     part = path.with_suffix(".part")
     part.write_text(json.dumps(value, indent=1), encoding="utf-8")
     part.replace(path)
@@ -282,7 +364,10 @@ def _store(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def _log_file(path: Path) -> Iterator[None]:
-    """Keep what the console shows."""
+    """Keep what the console shows; of several processes that of the first one."""
+    if jax.process_index():
+        yield
+        return
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger().addHandler(handler)
@@ -300,6 +385,8 @@ def _report(results: Mapping[str, float], before: Mapping[str, float] | None, wo
         keys = [key for key in ("panoptic_seg/PQ", "segm/AP50", "segm/AP", "bbox/AP") if key in results]
         rows = [f"{key:<16} {100 * before[key]:6.1f} -> {100 * results[key]:5.1f}" for key in keys]
         logging.info("before and after training, in percent\n%s", "\n".join(rows))
+    if jax.process_index():
+        return
     logging.info("results in %s", workdir / "results.json")
     sys.stdout.write(json.dumps(dict(results)) + "\n")
     sys.stdout.flush()

@@ -40,6 +40,7 @@ class Batch:
     targets: Targets
     records: Int[Array, "b"]  # index of the record in its data set
     dropped: Int[Array, "b"]  # objects beyond max_instances, left out
+    skipped: Int[Array, "b"]  # records that could not be read, so that this one or nothing took their place
 
 
 @jax.tree_util.register_dataclass

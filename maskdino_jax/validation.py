@@ -10,10 +10,12 @@ from maskdino_jax.config import BACKBONE_FEATURES, TASKS, Config, ConfigError, D
 FREE_ON_RESUME = (
     "data.root",
     "data.workers",
+    "data.cache_mb",
     "data.val",
     "data.eval_short_side",
     "data.eval_long_side",
     "data.eval_canvas",
+    "data.on_error",
     "train.steps",
     "train.init_from",
     "train.log_every",
@@ -22,17 +24,22 @@ FREE_ON_RESUME = (
     "train.keep_checkpoints",
     "train.eval_at_start",
     "train.log_images",
+    "train.profile_steps",
     "inference",
+    "evaluation",
     "model.deform_attn",
     "train.remat",
     "train.accumulate",
+    "mesh",
     "best_metric",
 )
 
 _CHOICES = {
-    "data.format": ("coco_panoptic", "coco_instances", "semantic"),
-    "data.classes": ("", "coco_instances", "coco_panoptic", "ade20k", "cityscapes"),
+    "data.format": ("coco_panoptic", "coco_instances", "yolo", "semantic", "tfds", "auto"),
+    "data.train.part": ("all", "tenth", "rest"),
+    "data.val.part": ("all", "tenth", "rest"),
     "data.eval_canvas": ("bucketed", "exact"),
+    "data.on_error": ("stop", "skip"),
     "data.augmentation": ("large_scale_jitter", "short_edge"),
     "model.backbone.kind": ("resnet", "swin"),
     "model.backbone.norm": ("frozen_bn", "batch_norm", "group_norm"),
@@ -41,9 +48,10 @@ _CHOICES = {
     "model.encoder.order": ("fine_to_coarse", "coarse_to_fine"),
     "model.decoder.box_init": ("none", "bitmask", "mask2box"),
     "model.denoising.mode": ("masks", "boxes", "none"),
-    "model.deform_attn": ("xla", "pallas"),
+    "model.deform_attn": ("auto", "xla", "pallas", "deterministic"),
     "model.dtype": ("float32", "bfloat16"),
     "loss.matcher": ("scipy", "device"),
+    "evaluation.engine": ("fast", "pycocotools"),
     "train.remat": ("none", "transformer", "backbone", "all"),
 }
 
@@ -65,10 +73,12 @@ _AT_LEAST_ONE = (
     "train.keep_checkpoints",
     "inference.batch_size",
     "inference.detections_per_image",
+    "evaluation.tta_long_side",
 )
 
 _SHARES = (
     "data.flip",
+    "data.copy_paste",
     "model.backbone.drop_path",
     "loss.no_object_weight",
     "train.ema_decay",
@@ -98,11 +108,19 @@ def validate(config: Config) -> Config:
         require(flat[path] >= 1, path, "give a whole number of at least 1.")
     for path in _SHARES:
         require(0 <= flat[path] <= 1, path, "give a number from 0 to 1.")
-    for path in ("train.seed", "data.workers", "train.eval_every", "train.log_images", "model.denoising.num_queries"):
+    for path in (
+        "train.seed",
+        "data.workers",
+        "data.cache_mb",
+        "train.eval_every",
+        "train.log_images",
+        "model.denoising.num_queries",
+    ):
         require(flat[path] >= 0, path, "give 0 or a positive whole number.")
     _validate_model(config.model, require)
     _validate_data(config.data, require)
     _validate_train(config, require)
+    _validate_evaluation(config, require)
     return config
 
 
@@ -152,8 +170,13 @@ def _validate_data(data: DataConfig, require: Any) -> None:
         longest = max(data.short_sides)
         require(data.long_side >= longest, "data.long_side", f"give at least {longest}, the largest short side.")
     if data.format == "semantic":
-        listed = data.classes in ("ade20k", "cityscapes")
-        require(listed, "data.classes", "label images name no classes: give ade20k or cityscapes.")
+        require(
+            data.classes not in ("", "coco_instances", "coco_panoptic"),
+            "data.classes",
+            "label images name no classes: give ade20k or cityscapes, a file of names, or config.data.format=auto.",
+        )
+    pasted = data.copy_paste == 0 or data.format != "semantic"
+    require(pasted, "data.copy_paste", "label images have no objects to paste: give 0.")
     require(
         data.eval_long_side >= data.eval_short_side,
         "data.eval_long_side",
@@ -174,19 +197,20 @@ def _validate_train(config: Config, require: Any) -> None:
     if config.data.format == "semantic" or config.model.class_scores == "softmax":
         require(tasks == ("semantic",), "inference.tasks", "semantic models and data sets: give ('semantic',).")
     if not config.model.masks:
+        require(config.data.copy_paste == 0, "data.copy_paste", "pasting needs masks (config.model.masks): give 0.")
         require(
             tasks == ("detection",),
             "inference.tasks",
             "a model without masks (config.model.masks = False) finds boxes: give ('detection',).",
         )
-        instances = config.data.format == "coco_instances"
-        require(instances, "data.format", "without masks (config.model.masks = False), give coco_instances.")
+        boxes = config.data.format in ("coco_instances", "yolo", "tfds", "auto")
+        require(boxes, "data.format", "without masks (config.model.masks = False), give coco_instances, yolo or tfds.")
     require(
         "detection" not in tasks or len(tasks) == 1,
         "inference.tasks",
         "detection leaves the masks out, which the other tasks need: give it alone, or leave it out.",
     )
-    if config.data.format == "coco_instances":
+    if config.data.format in ("coco_instances", "yolo"):
         alone = tasks in (("instance",), ("detection",))
         require(alone, "inference.tasks", "COCO instances have no stuff: give ('instance',) or ('detection',).")
     scored = {
@@ -200,8 +224,36 @@ def _validate_train(config: Config, require: Any) -> None:
         "best_metric",
         "give a metric of one of config.inference.tasks, such as panoptic_seg/PQ, segm/AP, bbox/AP or sem_seg/mIoU.",
     )
+    first, _, last = train.profile_steps.partition(":")
+    recorded = first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)
+    require(
+        not train.profile_steps or recorded,
+        "train.profile_steps",
+        "give the first and the last step of a trace, such as 10:15, or leave it empty.",
+    )
     milestones = config.optimizer.milestones
     require(list(milestones) == sorted(milestones), "optimizer.milestones", "give the steps in ascending order.")
+
+
+def _validate_evaluation(config: Config, require: Any) -> None:
+    evaluation, tasks = config.evaluation, config.inference.tasks
+    require(
+        not evaluation.boundary or (evaluation.engine == "fast" and "instance" in tasks),
+        "evaluation.boundary",
+        "outlines need evaluation.engine=fast and 'instance' in inference.tasks: give False.",
+    )
+    sides = evaluation.tta_short_sides
+    require(
+        not sides or ("semantic" in tasks and 1 <= min(sides) and max(sides) <= evaluation.tta_long_side),
+        "evaluation.tta_short_sides",
+        f"give pixels from 1 to evaluation.tta_long_side = {evaluation.tta_long_side}, and have 'semantic' in "
+        "inference.tasks; or leave it empty.",
+    )
+    require(
+        not evaluation.submission or bool({"instance", "detection", "panoptic"} & set(tasks)),
+        "evaluation.submission",
+        "COCO's server takes instances and panoptic maps: have them in inference.tasks, or leave it empty.",
+    )
 
 
 def differences(old: Config, new: Config) -> list[str]:

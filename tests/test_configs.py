@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from maskdino_jax import data
-from maskdino_jax.config import Config, ConfigError, backbone
+from maskdino_jax.config import Config, ConfigError, SplitConfig, backbone
 from maskdino_jax.validation import validate
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -107,7 +107,14 @@ NETWORKS = {  # backbone, levels, of them in the backbone, order, encoder width,
     ("objects365_detection", "r50"): ("r50", 4, 3, FINE, 2048, 900, "none"),
     ("ade20k_semantic", "r50"): ("r50", 3, 3, COARSE, 1024, 100, "none"),
     ("ade20k_semantic", "swin_l_900q"): ("swin_l", 5, 4, FINE, 2048, 900, "none"),
+    ("ade20k_panoptic", "r50"): ("r50", 4, 3, FINE, 2048, 300, "none"),
+    ("ade20k_instance", "r50"): ("r50", 4, 3, FINE, 2048, 300, "mask2box"),
     ("cityscapes_semantic", "r50"): ("r50", 3, 3, COARSE, 1024, 100, "none"),
+    ("custom", "r50"): ("r50", 4, 3, FINE, 2048, 300, "mask2box"),
+    ("custom", "instance"): ("r50", 4, 3, FINE, 2048, 300, "mask2box"),
+    ("custom", "detection"): ("r50", 4, 3, FINE, 2048, 300, "none"),
+    ("custom", "panoptic"): ("r50", 4, 3, FINE, 2048, 300, "none"),
+    ("custom", "semantic"): ("r50", 3, 3, COARSE, 1024, 100, "none"),
 }
 
 
@@ -129,7 +136,7 @@ def test_networks_are_those_of_the_official_configs(key: tuple[str, str], networ
     assert (model.encoder.num_levels, len(model.encoder.in_features)) == (levels, features)
     assert (model.encoder.order, model.encoder.ffn_dim) == (order, width)
     assert (model.decoder.num_queries, model.decoder.box_init, model.decoder.ffn_dim) == (queries, box_init, 2048)
-    semantic = key[0].endswith("semantic")
+    semantic = "semantic" in (key[0].partition("_")[2], key[1])
     assert (model.decoder.query_source, model.class_scores) == (
         ("learned", "softmax") if semantic else ("encoder", "sigmoid")
     )
@@ -212,7 +219,8 @@ def test_detection_learns_no_masks_for_26_epochs_of_objects365() -> None:
     assert config.optimizer.milestones == (637_024, 672_415)
     assert config.best_metric == "bbox/AP"
     without = {pair for pair in VARIANTS if not load(*pair).model.masks}
-    assert without == {("objects365_detection", variant) for variant in ("swin_l", "r50", "tiny")}
+    of_objects365 = {("objects365_detection", variant) for variant in ("swin_l", "r50", "tiny")}
+    assert without == of_objects365 | {("custom", "detection")}
 
 
 @pytest.mark.parametrize(
@@ -310,6 +318,37 @@ def test_semantic_options_that_cannot_work_are_named(option: str, value: object,
     setattr(config.data, option, value)
     with pytest.raises(ConfigError, match=rf"config\.data\.{option} = .*: .*{remedy}"):
         validate(config)
+
+
+@pytest.mark.parametrize(
+    ("variant", "official"),
+    [
+        ("instance", ("coco_instance", "r50")),
+        ("panoptic", ("coco_panoptic", "r50")),
+        ("semantic", ("ade20k_semantic", "r50")),
+    ],
+)
+def test_a_fine_tuning_on_own_data_has_the_network_of_the_weights_that_it_starts_from(
+    variant: str, official: tuple[str, str]
+) -> None:
+    config, known = load("custom", variant), load(*official)
+    assert config.model == known.model
+    assert (config.inference, config.best_metric, config.loss) == (known.inference, known.best_metric, known.loss)
+    assert config.data.format == "auto"
+    assert (config.data.short_sides, config.data.eval_short_side) == (
+        known.data.short_sides,
+        known.data.eval_short_side,
+    )
+
+
+@pytest.mark.parametrize("kind", ["panoptic", "instance"])
+def test_objects_of_ade20k_are_learned_by_the_network_for_coco_on_the_images_of_the_semantic_recipe(kind: str) -> None:
+    config, network, recipe = load(f"ade20k_{kind}", "r50"), load(f"coco_{kind}", "r50"), load("ade20k_semantic", "r50")
+    assert (config.model, config.loss, config.inference) == (network.model, network.loss, network.inference)
+    assert (config.train, config.optimizer) == (recipe.train, recipe.optimizer)
+    for part in (config.data, recipe.data):
+        part.format, part.classes, part.train, part.val = "auto", "", SplitConfig(), SplitConfig()
+    assert config.data == recipe.data
 
 
 def test_the_large_semantic_model_and_small_batches_of_nuclei_have_a_moving_average() -> None:

@@ -4,10 +4,12 @@ Parameters, frozen statistics, moving average and optimizer state are separate i
 the optimizer. The item `meta` explains the weights: step, config, metrics, and the classes with ids and colours.
 """
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from maskdino_jax.model import ModelSpec
 
 _FOLDER = "checkpoints"
 _META = "meta"
+_DAMAGE = (ValueError, LookupError, TypeError, OSError, RuntimeError)  # what Orbax and TensorStore raise, by no rule
 
 
 class Checkpoints:
@@ -32,6 +35,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             workdir.absolute() / _FOLDER,
             options=ocp.CheckpointManagerOptions(
+                best_fn=best,  # without it the metrics are not stored, and the best is lost when a run continues
                 preservation_policy=policies.AnyPreservationPolicy(
                     [
                         policies.LatestN(config.train.keep_checkpoints),
@@ -52,29 +56,94 @@ class Checkpoints:
         ranked = dict(metrics) if metrics and self._best_metric in metrics else None
         items = {name: ocp.args.StandardSave(tree) for name, tree in _trees(state).items()}
         meta = {**self._explanation, "step": step, "metrics": dict(metrics) if metrics else None}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)),
-            metrics=ranked,
-            force=True,
-        )
+        with self._writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)),
+                metrics=ranked,
+                force=True,
+            )
 
     def restore_latest(self, abstract: Mapping[str, Any]) -> dict[str, Any]:
-        """State of the newest checkpoint, placed as `abstract` (shapes, dtypes and shardings) says."""
-        step = self.latest_step
-        if step is None:
+        """State of the newest checkpoint that can be read, placed as `abstract` (shapes, dtypes and shardings) says.
+
+        Damaged ones before it are renamed to `STEP.damaged`, with a warning, so that their steps can be saved again.
+        Several processes do not choose another one, for they might disagree.
+
+        Raises:
+            FileNotFoundError: there is no checkpoint.
+            ValueError: none can be read; the message names the newest and what is wrong with it.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if not steps:
             raise FileNotFoundError(f"no checkpoint in {self._manager.directory}")
+        damaged: dict[int, Exception] = {}
+        for step in steps if jax.process_count() == 1 else steps[:1]:
+            try:
+                state = self._restore(step, abstract)
+            except _DAMAGE as error:
+                damaged[step] = error
+            else:
+                self._set_aside(damaged)
+                return state
+        step, error = next(iter(damaged.items()))
+        raise ValueError(
+            f"{self._manager.directory / str(step)} cannot be read ({_short(error)}), nor is an older checkpoint tried "
+            "that can. If it is damaged, delete it to continue from an older one; if it is of another version of this "
+            "program, use that."
+        ) from error
+
+    def _restore(self, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
         items = {name: ocp.args.StandardRestore(tree) for name, tree in _trees(abstract).items()}
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         number = jax.device_put(jax.numpy.int32(step), abstract["step"].sharding)
         return {**abstract, **{name: restored[name] for name in items}, "step": number}
 
+    def _set_aside(self, damaged: Mapping[int, Exception]) -> None:
+        for step, error in damaged.items():
+            folder = Path(self._manager.directory) / str(step)
+            aside = next(name for name in _damaged_names(folder) if not name.exists())
+            logging.warning(
+                "%s is damaged (%s): continuing from an older checkpoint; it is now %s", folder, _short(error), aside
+            )
+            folder.rename(aside)
+        if damaged:
+            self._manager.reload()
+
     def wait(self) -> None:
         """Return when everything saved so far is on disk."""
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Failures of this save, or of the one before, which is written while training goes on.
+
+        Raises:
+            OSError: a checkpoint could not be written.
+        """
+        try:
+            yield
+        except _DAMAGE as error:
+            raise OSError(
+                f"a checkpoint in {self._manager.directory} could not be written ({_short(error)}). Older ones are "
+                "sound: make room on that disk, or repair it, and the same command continues from the newest of them."
+            ) from error
+
+
+def _short(error: Exception) -> str:
+    """An error of the storage library, which may fill a page: what it did, and at the end why it could not."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:150]} ... {text[-150:]}"
+
+
+def _damaged_names(folder: Path) -> Iterator[Path]:
+    yield folder.with_name(f"{folder.name}.damaged")
+    yield from (folder.with_name(f"{folder.name}.damaged{count}") for count in itertools.count(2))
 
 
 def _trees(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,15 +172,40 @@ def _locate(path: Path) -> tuple[Path, list[int]]:
     )
 
 
+def _read_meta(checkpoint: Path) -> dict[str, Any]:
+    """What explains the weights.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+            meta = checkpointer.restore(checkpoint / _META)
+        kinds = {"config": dict, "catalog": dict, "metrics": dict | None}
+        odd = [name for name, kind in kinds.items() if not isinstance(meta[name], kind)]
+        if odd or not isinstance(meta["catalog"]["categories"], list):
+            raise ValueError(f"no {', '.join(odd) or 'categories'}")
+    except (*_DAMAGE, RecursionError) as error:
+        raise ValueError(
+            f"{checkpoint / _META} is damaged ({_short(error)}). Give --checkpoint another of the "
+            f"{_FOLDER}/STEP folders, or delete {checkpoint}."
+        ) from error
+    return meta
+
+
+def _score(meta: Mapping[str, Any]) -> float:
+    """The best metric of a checkpoint; below all others if it has none."""
+    score = (meta["metrics"] or {}).get(meta["config"].get("best_metric"), -1.0)
+    return score if isinstance(score, float) else -1.0
+
+
 class Reader:
     """One checkpoint, opened for its weights: of a workdir the best by `best_metric`, or the latest if none has it."""
 
     def __init__(self, path: Path) -> None:
         self.folder, steps = _locate(path)
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-            metas = {step: checkpointer.restore(self.folder / str(step) / _META) for step in steps}
-        score = lambda step: ((metas[step]["metrics"] or {}).get(metas[step]["config"]["best_metric"], -1.0), step)
-        self.step = max(steps, key=score)
+        metas = {step: _read_meta(self.folder / str(step)) for step in steps}
+        self.step = max(steps, key=lambda step: (_score(metas[step]), step))
         self.meta = metas[self.step]
         self.config: Config = from_dict(self.meta["config"])
         self.catalog: dict[str, Any] = self.meta["catalog"]

@@ -47,6 +47,7 @@ _DAMAGE = (  # what reading a file that is not what it seems can raise
     ArithmeticError,
     RuntimeError,
     MemoryError,
+    OSError,
     EOFError,
     pickle.UnpicklingError,
     struct.error,

@@ -133,13 +133,29 @@ def convert(checkpoint: Path, config: Config, output: Path) -> None:
         ValueError: it cannot be read or does not fit `config`, or `output` holds something already.
     """
     validate(config)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"--output={output} exists already: give a new or empty folder.")
+    variables, catalog = read(checkpoint, config)
+    with contextlib.closing(Checkpoints(output, config, catalog.to_dict())) as checkpoints:
+        checkpoints.save({"step": 0, **variables})
+    logging.info("%s is now the checkpoint %s", checkpoint, output)
+
+
+def read(checkpoint: Path, config: Config) -> tuple[dict[str, Any], Catalog]:
+    """Variables and classes of an official checkpoint.
+
+    Args:
+        config: the model that the weights belong to, and in `data.classes` the list of its classes.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it cannot be read or does not fit `config`.
+    """
     if not config.data.classes:
         raise ConfigError(
             "config.data.classes = '': a PyTorch checkpoint does not name its classes. Give the list that it was "
             "trained on: coco_instances, coco_panoptic, ade20k or cityscapes."
         )
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"--output={output} exists already: give a new or empty folder.")
     catalog = Catalog.named(config.data.classes)
     state_dict = torch_files.read(checkpoint)
     with _naming(checkpoint):
@@ -149,9 +165,7 @@ def convert(checkpoint: Path, config: Config, output: Path) -> None:
             f"{checkpoint} has {num_classes} classes, config.data.classes = {config.data.classes!r} has "
             f"{catalog.num_classes}: give the list that it was trained on."
         )
-    with contextlib.closing(Checkpoints(output, config, catalog.to_dict())) as checkpoints:
-        checkpoints.save({"step": 0, **variables})
-    logging.info("%s is now the checkpoint %s", checkpoint, output)
+    return variables, catalog
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
-from maskdino_jax.data.objects import Boxes, Objects
+from maskdino_jax.data.objects import Boxes
 from maskdino_jax.data.transforms import Example
 from maskdino_jax.structures import Batch, Targets
 
@@ -22,19 +22,10 @@ class Sample:
     is_thing: Bool[np.ndarray, "n"]
     record: int
     dropped: int
+    skipped: int
 
 
-def pack_mask(mask: Bool[np.ndarray, "*n h w"]) -> UInt8[np.ndarray, "*n h w8"]:
-    """Eight pixels of a row in a byte, the first one in the highest bit."""
-    return np.packbits(mask, axis=-1)
-
-
-def unpack_mask(packed: UInt8[np.ndarray, "*n h w8"]) -> Bool[np.ndarray, "*n h w"]:
-    """The inverse of `pack_mask` for widths that are multiples of 8."""
-    return np.unpackbits(packed, axis=-1).astype(bool)
-
-
-def sample(example: Example, record: int, max_instances: int, keep_empty: bool = True) -> Sample:
+def sample(example: Example, record: int, max_instances: int, keep_empty: bool = True, *, skipped: int = 0) -> Sample:
     """Rasterise and pack the objects of a cropped example, keeping the largest `max_instances` in their order.
 
     Unless `keep_empty`, objects without a pixel in the crop are no targets. Objects that are boxes have no masks.
@@ -44,33 +35,19 @@ def sample(example: Example, record: int, max_instances: int, keep_empty: bool =
         masks, corners = None, example.objects.corners.astype(np.float32)
         areas = np.prod(corners[:, 2:] - corners[:, :2], axis=1)
     else:
-        masks, corners, areas = _rasters(example.objects, height, width)
+        masks, corners, areas = example.objects.rasters()
     present = len(corners) if keep_empty else np.count_nonzero(areas)
     kept = np.sort(np.argsort(-areas, kind="stable")[: min(present, max_instances)])
     return Sample(
         image=example.image,
         labels=example.labels[kept].astype(np.int32),
         boxes=_normalized(corners[kept], height, width),
-        masks=None if masks is None else masks[kept],
+        masks=masks if masks is None or len(kept) == len(masks) else masks[kept],
         is_thing=example.is_thing[kept],
         record=record,
         dropped=present - len(kept),
+        skipped=skipped,
     )
-
-
-def _rasters(
-    objects: Objects, height: int, width: int
-) -> tuple[UInt8[np.ndarray, "n h w8"], Float[np.ndarray, "n 4"], Int[np.ndarray, "n"]]:
-    """Packed masks, boxes as corners in pixels, and areas. Masks are made one at a time, see `objects`."""
-    count = len(objects)
-    masks = np.empty((count, height, width // 8), np.uint8)
-    corners = np.empty((count, 4), np.float32)
-    areas = np.empty(count, np.int64)
-    for index in range(count):
-        mask, corners[index] = objects.raster(index)
-        masks[index] = pack_mask(mask)
-        areas[index] = np.count_nonzero(mask)
-    return masks, corners, areas
 
 
 def collate(samples: Sequence[Sample], max_instances: int) -> Batch:
@@ -93,6 +70,7 @@ def collate(samples: Sequence[Sample], max_instances: int) -> Batch:
         ),
         records=np.array([sample.record for sample in samples], np.int32),
         dropped=np.array([sample.dropped for sample in samples], np.int32),
+        skipped=np.array([sample.skipped for sample in samples], np.int32),
     )
 
 

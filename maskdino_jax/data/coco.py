@@ -9,7 +9,9 @@ from jaxtyping import Int
 
 from maskdino_jax.data.annotations import Load, Record, read_json
 from maskdino_jax.data.catalog import Catalog
-from maskdino_jax.data.images import load_image
+from maskdino_jax.data.faults import DataError
+from maskdino_jax.data.images import load_ids, load_image
+from maskdino_jax.data.label_maps import present_labels
 from maskdino_jax.data.objects import Boxes, Instances, Objects, Outline, RunLengths, Segments
 from maskdino_jax.data.runs import parse_runs
 from maskdino_jax.data.transforms import Example
@@ -82,8 +84,7 @@ class CocoDataset:
             FileNotFoundError, ValueError: the PNG is missing or damaged, or its ids are not those of the JSON.
         """
         path = self.panoptic_dir / self.records[index].panoptic_name
-        red, green, blue = np.moveaxis(load_image(path).astype(np.int32), -1, 0)
-        id_map = red + 256 * green + 256**2 * blue
+        id_map = load_ids(path)
         _check_size(path, id_map.shape, self.size(index), self.annotations)
         self._check_ids(path, id_map, self.panoptic_records(index))
         return id_map
@@ -117,28 +118,29 @@ class CocoDataset:
             raise ValueError(f"{where}: {error}") from error
 
     def _check_ids(self, path: Path, id_map: Int[np.ndarray, "h w"], segments: list[dict[str, Any]]) -> None:
-        """Every painted id is in the JSON, and every segment that is no crowd is painted.
-
-        Counting the pixels of each known id is many times faster than sorting all pixels to find the unknown ones.
-        """
-        pixels = {segment["id"]: np.count_nonzero(id_map == segment["id"]) for segment in segments}
-        if sum(pixels.values()) + np.count_nonzero(id_map == _UNLABELLED) != id_map.size:
-            unknown = sorted(set(np.unique(id_map).tolist()) - set(pixels) - {_UNLABELLED})
-            raise ValueError(
+        """Every painted id is in the JSON, and every segment that is no crowd is painted."""
+        painted = set(present_labels(id_map).tolist())
+        unknown = sorted(painted - {segment["id"] for segment in segments} - {_UNLABELLED})
+        if unknown:
+            raise DataError(
+                "PNG and JSON disagree",
                 f"{path} has pixels of segments {unknown} that {self.annotations} does not list for this image. "
-                "Add them to its segments_info, or paint these pixels black (unlabelled)."
+                "Add them to its segments_info, or paint these pixels black (unlabelled).",
             )
-        bare = [segment["id"] for segment in segments if not pixels[segment["id"]] and not segment.get("iscrowd", 0)]
+        needed = [segment["id"] for segment in segments if not segment.get("iscrowd", 0)]
+        bare = [number for number in needed if number not in painted]
         if bare:
-            raise ValueError(
+            raise DataError(
+                "PNG and JSON disagree",
                 f"{path} has no pixel of segments {bare} that {self.annotations} lists for this image. "
-                "Remove them from its segments_info, or repair the PNG (ids are R + 256 G + 65536 B)."
+                "Remove them from its segments_info, or repair the PNG (ids are R + 256 G + 65536 B).",
             )
 
 
 def _check_size(path: Path, found: tuple[int, ...], expected: tuple[int, int], annotations: Path) -> None:
     if tuple(found) != tuple(expected):
-        raise ValueError(
+        raise DataError(
+            "sizes disagree",
             f"{path} is {found[1]} x {found[0]} pixels, but {annotations} says {expected[1]} x {expected[0]}. "
-            "Correct width and height there, or restore the file."
+            "Correct width and height there, or restore the file.",
         )

@@ -22,6 +22,11 @@ class Geometry:
     window: tuple[int, int]
     flip_last: bool = False  # the reference's semantic pipeline: maps are resized first, and by another rule
 
+    @classmethod
+    def still(cls, size: tuple[int, int]) -> "Geometry":
+        """Nothing changes."""
+        return cls(original=size, flip=False, scaled=size, offset=(0, 0), window=size)
+
     def move_points(self, points: Float[np.ndarray, "p 2"]) -> Float[np.ndarray, "p 2"]:
         """Flip and resize (x, y) points. Subtract `offset` after clipping to get window coordinates."""
         x, y = points[:, 0], points[:, 1]
@@ -37,17 +42,19 @@ class Geometry:
         in the window are gathered; the result equals flipping, resizing and cropping the whole map.
         """
         moved = np.full(self.window, padding, labels.dtype)
-        rows = self._source_rows
-        columns = self._source_columns
-        moved[: len(rows), : len(columns)] = labels[rows[:, None], columns]
+        rows, columns = self.rows, self.columns
+        seen, places = distinct(rows)
+        moved[: len(rows), : len(columns)] = np.take(labels[seen], columns, axis=1)[places]
         return moved
 
     @functools.cached_property
-    def _source_rows(self) -> Int[np.ndarray, "h2"]:
+    def rows(self) -> Int[np.ndarray, "h2"]:
+        """The source row of each row that the window shows of a map, not of its padding; they only grow."""
         return self._nearest(0)[self.offset[0] :][: self.window[0]]
 
     @functools.cached_property
-    def _source_columns(self) -> Int[np.ndarray, "w2"]:
+    def columns(self) -> Int[np.ndarray, "w2"]:
+        """The source column of each column that the window shows."""
         columns = self._nearest(1)
         if self.flip:
             columns = columns[::-1] if self.flip_last else self.original[1] - 1 - columns
@@ -64,3 +71,9 @@ class Geometry:
             return np.arange(new) * old // new
         ramp = Image.fromarray(np.arange(old, dtype=np.int32)[None])
         return np.asarray(ramp.resize((new, 1), Image.Resampling.NEAREST))[0]
+
+
+def distinct(rows: Int[np.ndarray, "r"]) -> tuple[Int[np.ndarray, "d"], Int[np.ndarray, "r"]]:
+    """The different ones of ascending numbers, and the place of each number among them."""
+    new = np.diff(rows, prepend=-1) > 0
+    return rows[new], np.cumsum(new) - 1

@@ -1,41 +1,80 @@
 """Read images, and resize them for evaluation and prediction exactly as the reference implementation does."""
 
 import contextlib
+import dataclasses
+import io
 import math
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Int32, UInt8
 from PIL import ExifTags, Image, ImageOps
 
 from maskdino_jax.config import DataConfig
+from maskdino_jax.data.faults import DataError
 from maskdino_jax.data.files import open_file
 
 _STRIDE = 32  # of the coarsest backbone map: canvases are multiples of it
 _FORMATS = (1, 4 / 3, 3 / 2, 16 / 9)  # longer by shorter side of most photographs
 _TURNED = (5, 6, 7, 8)  # EXIF orientations of files whose rows are columns of the upright image
+_DAMAGE = (  # what Pillow raises for files that are no images, or not whole; for a broken PNG a SyntaxError
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # more than 8 bits a channel
 
 
-def load_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """The content of an image file that lies inside of another file, to be read in place of a path."""
+
+    name: str  # for messages
+    content: bytes = dataclasses.field(repr=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def open(self) -> io.BytesIO:
+        return io.BytesIO(self.content)
+
+
+def load_image(path: str | Path | Encoded) -> UInt8[np.ndarray, "h w 3"]:
     """RGB pixels of an image file, turned upright by its EXIF orientation.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no image, is cut short, or has more than 8 bits a channel.
+        ValueError: it is no image, is cut short, has more than 8 bits a channel, or more than 179 million pixels.
     """
     with _opened(path) as file:
-        if file.mode in _DEEP_MODES:
-            raise ValueError(
-                f"{path} has pixels of mode {file.mode}, more than 8 bits: scale them to 0..255 and save as 8 bits."
-            )
-        return np.array(ImageOps.exif_transpose(file).convert("RGB"))
+        return np.array(_upright(path, file))
 
 
-def load_labels(path: str | Path) -> UInt8[np.ndarray, "h w"]:
+def load_ids(path: str | Path | Encoded) -> Int32[np.ndarray, "h w"]:
+    """Segment ids of a panoptic PNG, R + 256 G + 65536 B.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `load_image`.
+    """
+    with _opened(path) as file:
+        pixels = _upright(path, file).tobytes("raw", "RGBX")  # as Pillow has them in memory, four bytes each
+        ids = np.frombuffer(pixels, "<i4").reshape(file.height, file.width) & 0xFFFFFF
+        return ids.astype(np.int32, copy=False)
+
+
+def load_labels(path: str | Path | Encoded) -> UInt8[np.ndarray, "h w"]:
     """The numbers that the pixels of a label PNG hold, grey or with a palette.
 
     Raises:
@@ -43,14 +82,27 @@ def load_labels(path: str | Path) -> UInt8[np.ndarray, "h w"]:
     """
     with _opened(path) as file:
         if file.mode not in ("L", "P"):
-            raise ValueError(
+            raise DataError(
+                "no label image",
                 f"{path} has pixels of mode {file.mode}, not one label of 8 bits for each: give label images, not "
-                "coloured ones."
+                "coloured ones.",
             )
         return np.array(file)
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def load_numbers(path: str | Path | Encoded) -> Int32[np.ndarray, "h w"]:
+    """The numbers that the pixels of a PNG with one channel hold, of 16 bits or less.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `load_image`, or it has several channels.
+    """
+    with _opened(path) as file:
+        if len(file.getbands()) != 1:
+            raise DataError("no label image", f"{path} has pixels of mode {file.mode}, not one number for each.")
+        return np.array(file).astype(np.int32)
+
+
+def image_size(path: str | Path | Encoded) -> tuple[int, int]:
     """Height and width of an image file in pixels once it is upright; only the head of the file is read.
 
     Raises:
@@ -61,16 +113,34 @@ def image_size(path: str | Path) -> tuple[int, int]:
         return (file.width, file.height) if turned else (file.height, file.width)
 
 
+def _upright(path: str | Path | Encoded, file: Image.Image) -> Image.Image:
+    """An opened image as RGB; nothing is copied that is so already."""
+    if file.mode in _DEEP_MODES:
+        raise DataError(
+            "unreadable image",
+            f"{path} has pixels of mode {file.mode}, more than 8 bits: scale them to 0..255 and save as 8 bits.",
+        )
+    if file.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        ImageOps.exif_transpose(file, in_place=True)
+    return file if file.mode == "RGB" else file.convert("RGB")
+
+
 @contextlib.contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def _opened(path: str | Path | Encoded) -> Iterator[Image.Image]:
     """An image file whose errors, also those while its pixels are decoded, name it."""
     try:
-        with open_file(Path(path)) as stream, Image.open(stream) as file:
+        with path.open() if isinstance(path, Encoded) else open_file(Path(path)) as stream, Image.open(stream) as file:
             yield file
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such image. Restore it, or drop its entry from the JSON.") from error
-    except (OSError, SyntaxError, zipfile.BadZipFile) as error:  # Pillow reports a broken PNG as a SyntaxError
-        raise ValueError(f"{path} cannot be read as an image ({error}): restore the file.") from error
+    except DataError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        message = f"{path} is refused ({error}): cut it into smaller images."
+        raise DataError("too large an image", message) from error
+    except _DAMAGE as error:
+        message = f"{path} cannot be read as an image ({error or type(error).__name__}): restore the file."
+        raise DataError("unreadable image", message) from error
 
 
 def resize_bilinear(image: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> UInt8[np.ndarray, "h2 w2 3"]:

@@ -3,11 +3,14 @@
 The order of records and their augmentation depend on nothing but (seed, epoch, record): not on processes, hosts or the
 batch size. Position p of the training stream is record `order(seed, p // n)[p % n]` of n, step t takes positions
 t * batch_size and following, and each host its rows of them. So a step number is all there is to resume from, on any
-number of hosts; epochs follow one another without a gap, so that a data set may be smaller than a batch.
+number of hosts; epochs follow one another without a gap, so that a data set may be smaller than a batch. An image that
+cannot be read is answered with an error or, if the config says so, with the next one of the epoch's order; what is
+pasted into an image is a function of the same numbers.
 """
 
 import dataclasses
 import functools
+import logging
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -21,11 +24,14 @@ from jaxtyping import Int, UInt8
 from maskdino_jax.config import Config, DataConfig
 from maskdino_jax.data.augmentation import augment
 from maskdino_jax.data.batching import Sample, collate, sample
+from maskdino_jax.data.cache import cached
+from maskdino_jax.data.copy_paste import choose, paste
 from maskdino_jax.data.dataset import Dataset
 from maskdino_jax.data.images import canvas_size, prepare_image
+from maskdino_jax.data.transforms import Example
 from maskdino_jax.structures import Batch, EvalBatch
 
-_ORDER, _AUGMENTATION = 1, 2  # first word of a seed: keeps the two kinds of random streams apart
+_ORDER, _AUGMENTATION, _COPY_PASTE = 1, 2, 3  # first word of a seed: keeps the kinds of random streams apart
 _THREADS = 8  # of the main process; Pillow and NumPy work outside of the interpreter lock
 _AHEAD = 16  # images that threads prepare before they are asked for
 _AHEAD_PER_WORKER = 8  # the same for each process
@@ -65,12 +71,17 @@ def train_batches(
             f"config.train.batch_size = {config.train.batch_size}: give a multiple of the {process_count} hosts."
         )
     rows = config.train.batch_size // process_count
-    stream = _TrainStream(dataset, config, start_step, rows, process_index)
+    stream = _TrainStream(cached(dataset, config.data.cache_mb), config, start_step, rows, process_index)
     return _batches(stream, rows, functools.partial(collate, max_instances=config.data.max_instances), config.data)
 
 
-def eval_batches(dataset: Dataset, config: Config, batch_size: int) -> Batches[EvalBatch]:
-    """Every image once, images of one canvas together; rows that fill up a canvas's last batch are not valid."""
+def eval_batches(
+    dataset: Dataset, config: Config, batch_size: int, *, process_index: int = 0, process_count: int = 1
+) -> Batches[EvalBatch]:
+    """Every image once, images of one canvas together; rows that fill up a canvas's last batch are not valid.
+
+    Of several hosts each has every `process_count`-th batch, one more or less than the others.
+    """
     canvases = defaultdict(list)
     for record in range(len(dataset)):
         canvases[canvas_size(*dataset.size(record), config.data)].append(record)
@@ -78,7 +89,13 @@ def eval_batches(dataset: Dataset, config: Config, batch_size: int) -> Batches[E
     for canvas, records in canvases.items():
         rows += [(record, canvas) for record in records]
         rows += [(None, canvas)] * (-len(records) % batch_size)
-    return _batches(_EvalRows(dataset, config.data, tuple(rows)), batch_size, _collate_eval, config.data)
+    own = [row for place, row in enumerate(rows) if place // batch_size % process_count == process_index]
+    return _batches(_EvalRows(dataset, config.data, tuple(own)), batch_size, _collate_eval, config.data)
+
+
+def in_order(source: Sequence[T], data: DataConfig) -> Batches[T]:
+    """The elements of `source`, read ahead in the threads or processes of `data.workers`."""
+    return Batches(iter(_read_ahead(source, data)))
 
 
 @functools.lru_cache(maxsize=4)  # threads work on two epochs at a time where one ends
@@ -105,10 +122,36 @@ class _TrainStream:
         step, row = divmod(index, self.rows)
         position = (self.start_step + step) * self.config.train.batch_size + self.process_index * self.rows + row
         epoch, place = divmod(position, len(self.dataset))
-        record = int(epoch_order(seed, epoch, len(self.dataset))[place])
-        rng = np.random.default_rng((_AUGMENTATION, seed, epoch, record))
-        example = augment(self.dataset[record], rng, data)
-        return sample(example, record, data.max_instances, data.keep_empty)
+        rng = lambda record: np.random.default_rng((_AUGMENTATION, seed, epoch, record))
+        order = epoch_order(seed, epoch, len(self.dataset))
+        example, record, skipped = self._augmented(lambda turn: int(order[(place + turn) % len(order)]), rng)
+        if data.copy_paste:
+            draws = np.random.default_rng((_COPY_PASTE, seed, epoch, record))
+            if draws.random() < data.copy_paste:
+                start = int(draws.integers(len(self.dataset)))
+                other, _, more = self._augmented(lambda turn: (start + turn) % len(self.dataset), lambda _: draws)
+                example, skipped = paste(example, other, choose(other, draws)), skipped + more
+        return sample(example, record, data.max_instances, data.keep_empty, skipped=skipped)
+
+    def _augmented(
+        self, nth: Callable[[int], int], rng: Callable[[int], np.random.Generator]
+    ) -> tuple[Example, int, int]:
+        """The first of the records `nth(0)`, `nth(1)`, ... that can be read, its number, and how many came before.
+
+        Raises:
+            ValueError: none of them can. FileNotFoundError, ValueError: the first one cannot, and that is to stop.
+        """
+        for skipped in range(len(self.dataset)):
+            record = nth(skipped)
+            try:
+                return augment(self.dataset[record], rng(record), self.config.data), record, skipped
+            except (FileNotFoundError, ValueError) as error:
+                if self.config.data.on_error == "stop":
+                    raise
+                logging.warning(
+                    "config.data.on_error = 'skip': another image takes the place of record %d: %s", record, error
+                )
+        raise ValueError(f"{self.dataset.annotations}: none of its {len(self.dataset)} images can be read.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,12 +202,16 @@ def _batches(source: Sequence[T], rows: int, stack: Callable[[Sequence[T]], obje
     Processes send single samples: a padded batch is ten times larger than what it holds, and batches that the workers
     made would depend on their number at the end.
     """
+    return Batches(iter(_read_ahead(source, data).batch(rows, batch_fn=stack)))
+
+
+def _read_ahead(source: Sequence[T], data: DataConfig) -> grain.IterDataset:
     elements = grain.MapDataset.source(source)
     if not data.workers:
         threads = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
-        return Batches(iter(elements.to_iter_dataset(threads).batch(rows, batch_fn=stack)))
+        return elements.to_iter_dataset(threads)
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's processes read absl flags; a notebook has none
     alone = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     workers = grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=_AHEAD_PER_WORKER)
-    return Batches(iter(elements.to_iter_dataset(alone).mp_prefetch(workers).batch(rows, batch_fn=stack)))
+    return elements.to_iter_dataset(alone).mp_prefetch(workers)

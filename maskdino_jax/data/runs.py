@@ -30,6 +30,24 @@ def decode_runs(lengths: Int[np.ndarray, "runs"], height: int, width: int) -> Bo
     return np.ascontiguousarray(np.repeat(ones, lengths).reshape(width, height).T)
 
 
+def decode_box(lengths: Int[np.ndarray, "runs"], height: int) -> tuple[tuple[int, int], Bool[np.ndarray, "h2 w2"]]:
+    """The part of a mask of `height` rows that is not empty, and its corner (x, y)."""
+    ends = np.cumsum(lengths)
+    starts, ends = (ends - lengths)[1::2], ends[1::2]  # of the ones
+    starts, ends = starts[ends > starts], ends[ends > starts]
+    if len(starts) == 0:
+        return (0, 0), np.zeros((0, 0), bool)
+    left, right = int(starts[0]) // height, (int(ends[-1]) - 1) // height + 1
+    top, bottom = 0, height
+    if np.all(starts // height == (ends - 1) // height):  # no run goes from the end of a column to the next one
+        top, bottom = int((starts % height).min()), int(((ends - 1) % height).max()) + 1
+    # Zeros and ones in turns, from the first of these columns to the last
+    borders = np.stack([starts, ends], axis=1).ravel() - left * height
+    turns = np.diff(borders, prepend=0, append=(right - left) * height)
+    columns = np.repeat(np.arange(len(turns)) % 2 == 1, turns).reshape(-1, height)
+    return (left, top), np.ascontiguousarray(columns[:, top:bottom].T)
+
+
 def encode_runs(mask: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, "runs"]:
     """The inverse of `decode_runs`."""
     pixels = mask.ravel(order="F")

@@ -10,7 +10,8 @@ import numpy as np
 from maskdino_jax.config import DataConfig
 from maskdino_jax.data.colors import ColorDraws, draw_colors, shift_colors
 from maskdino_jax.data.geometry import Geometry
-from maskdino_jax.data.images import resize_bilinear, shortest_edge_size
+from maskdino_jax.data.images import shortest_edge_size
+from maskdino_jax.data.resample import resize_window
 from maskdino_jax.data.transforms import PADDING, Example
 
 
@@ -45,7 +46,8 @@ def short_edge(example: Example, draws: ShortEdgeDraws, size: tuple[int, int], l
     height, width = min(scaled[0], size[0]), min(scaled[1], size[1])
     y = int(draws.position[0] * (scaled[0] - height + 1))
     x = int(draws.position[1] * (scaled[1] - width + 1))
-    crop = resize_bilinear(example.image, *scaled)[y : y + height, x : x + width]
+    crop = np.empty((height, width, 3), np.uint8)
+    resize_window(example.image, scaled, (y, x), crop)
     if draws.colors is not None:
         crop = shift_colors(crop, draws.colors)
     image = np.full((*size, 3), PADDING, np.uint8)

@@ -8,6 +8,7 @@ from typing import Any
 from maskdino_jax.data.dataset import Dataset
 from maskdino_jax.evaluation import reference
 from maskdino_jax.evaluation.boundary import boundaries_overlap
+from maskdino_jax.evaluation.gathering import gathered
 from maskdino_jax.evaluation.matching import Candidates, assign, boxes_overlap, candidates, masks_overlap
 from maskdino_jax.evaluation.objects import Annotated, Objects, objects_of
 from maskdino_jax.evaluation.precision import curves, summarize
@@ -57,10 +58,11 @@ class AveragePrecision:
             self._file.close()
         image_ids = sorted(map(self._dataset.image_id, range(len(self._dataset))))
         if self._engine == "fast":
+            known = {image_id: found for part in gathered(self._found) for image_id, found in part.items()}
             missing = lambda image_id: _candidates(self._objects[image_id], [], self._kinds)
-            found = [self._found.get(image_id) or missing(image_id) for image_id in image_ids]
-            return _score(found, self._objects, self._kinds)
-        results = [entry for image_id in image_ids for entry in self._results.get(image_id, [])]
+            return _score([known.get(i) or missing(i) for i in image_ids], self._objects, self._kinds)
+        known = {image_id: entries for part in gathered(self._results) for image_id, entries in part.items()}
+        results = [entry for image_id in image_ids for entry in known.get(image_id, [])]
         return _by_reference(self._objects, results, image_ids, self._kinds)
 
 
@@ -78,6 +80,7 @@ def average_precision(
 
     Args:
         content: a COCO instances file; results: entries of a COCO result file; image_ids: the images that count.
+            The size of a detection is its `area` if it has one, else that of the box or of the mask respectively.
         kinds: boxes (`bbox`), masks (`segm`), outlines of masks (`boundary`); with `bbox` alone, neither side needs a
             "segmentation".
         engine: `fast` or `pycocotools`, which has no `boundary`; they give the same numbers.

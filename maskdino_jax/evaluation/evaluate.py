@@ -1,33 +1,24 @@
 """Predict every image of a data set, score the results, and show the scores as a table."""
 
+import dataclasses
 import logging
-import os
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
-import jax
-import numpy as np
-from jaxtyping import UInt8
-
 from maskdino_jax.config import Config
-from maskdino_jax.data import Dataset, eval_batches
-from maskdino_jax.evaluation.average_precision import AveragePrecision
+from maskdino_jax.data import Dataset
+from maskdino_jax.evaluation.average_precision import KINDS, AveragePrecision
+from maskdino_jax.evaluation.gathering import Predict
+from maskdino_jax.evaluation.loop import results
 from maskdino_jax.evaluation.mean_iou import MeanIoU
 from maskdino_jax.evaluation.panoptic_quality import PanopticQuality
+from maskdino_jax.inference.augmented import Augmented
 from maskdino_jax.inference.postprocess import Pending, Postprocessor
 from maskdino_jax.inference.results import Segments
-from maskdino_jax.structures import EvalBatch, Outputs
-
-_THREADS = min(8, os.cpu_count() or 1)  # finish images; NumPy leaves the interpreter lock while it computes
-_SECONDS_BETWEEN_LOGS = 15
 
 logger = logging.getLogger(__name__)
 
-Predict = Callable[[EvalBatch], Outputs]
-OnResult = Callable[[int, UInt8[np.ndarray, "h w 3"], Segments], None]  # record, image as in its file, results
+OnResult = Callable[[int, Segments], None]  # record, results
 
 
 def evaluate(
@@ -39,13 +30,16 @@ def evaluate(
     on_result: OnResult | None = None,
     log: Callable[[str], None] = logger.info,
 ) -> dict[str, float]:
-    """Score the predictions for `config.inference.tasks` on a whole data set.
+    """Score the predictions for `config.inference.tasks` on a whole data set, as `config.evaluation` says.
+
+    Of several processes each predicts and scores its share of the images; all of them return the same metrics, those
+    that one process would find.
 
     Args:
-        predict: runs the model on one batch; it may return before the device is done.
+        predict: runs the model on one batch, on devices of this process; it may return before they are done.
         output_dir: where predictions are written in COCO's formats (`instances_predictions.json`,
-            `panoptic_predictions.json` with a folder of PNG); None: nowhere.
-        on_result: called once for every image, for pictures.
+            `panoptic_predictions.json` with a folder of PNG), seen by all processes; None: nowhere.
+        on_result: called once for every image of this process, for pictures.
         log: receives a line of progress from time to time.
 
     Returns:
@@ -57,69 +51,66 @@ def evaluate(
     """
     if output_dir is not None:
         output_dir.mkdir(parents=True, exist_ok=True)
+    engine = config.evaluation.engine
+    kinds = (*KINDS, "boundary") if config.evaluation.boundary else KINDS
     makers = {
-        "instance": ("instances", lambda: AveragePrecision(dataset, output_dir)),
-        "detection": ("instances", lambda: AveragePrecision(dataset, output_dir, kinds=("bbox",))),
+        "instance": ("instances", lambda: AveragePrecision(dataset, output_dir, kinds, engine)),
+        "detection": ("instances", lambda: AveragePrecision(dataset, output_dir, ("bbox",), engine)),
         "panoptic": ("panoptic", lambda: PanopticQuality(dataset, output_dir)),
         "semantic": ("semantic", lambda: MeanIoU(dataset)),
     }
     evaluators = {field: make() for field, make in (makers[task] for task in config.inference.tasks)}
     postprocessor = Postprocessor(dataset.catalog, config)
-    start = last = time.monotonic()
 
-    def finish(pending: Pending) -> tuple[int, Segments]:
+    def finish(pending: Pending) -> Segments:
         segments = postprocessor.finish(pending)
         for field, evaluator in evaluators.items():
             evaluator.add(pending.record, getattr(segments, field))
-        return pending.record, segments
+        return segments
 
     begin = lambda batch: postprocessor.begin(predict(batch), batch)
-    for done, (record, segments) in enumerate(_results(begin, finish, dataset, config), 1):
+    for record, segments in results(begin, finish, dataset, config, log):
         if on_result is not None:
-            on_result(record, dataset.image(record), segments)
-        now = time.monotonic()
-        if now - last > _SECONDS_BETWEEN_LOGS or done == len(dataset):
-            last = now
-            log(f"evaluated {done} of {len(dataset)} images, {done / (now - start):.1f} images/s")
+            on_result(record, segments)
     metrics: dict[str, float] = {}
     for evaluator in evaluators.values():
         metrics |= evaluator.compute()
     return metrics
 
 
-def _results(
-    begin: Callable[[EvalBatch], list[Pending]],
-    finish: Callable[[Pending], tuple[int, Segments]],
-    dataset: Dataset,
-    config: Config,
-) -> Iterator[tuple[int, Segments]]:
-    """Results in the order of the batches. The device works one batch ahead of the threads that finish its images."""
-    with eval_batches(dataset, config, config.inference.batch_size) as batches, ThreadPoolExecutor(_THREADS) as pool:
-        waiting: deque[Future[tuple[int, Segments]]] = deque()
+def evaluate_augmented(
+    predict: Predict, dataset: Dataset, config: Config, *, log: Callable[[str], None] = logger.info
+) -> dict[str, float]:
+    """Score semantic maps that are averaged over the sizes of `config.evaluation.tta_short_sides` and mirror images.
 
-        def submit(images: list[Pending]) -> None:
-            jax.block_until_ready([pending.found for pending in images])  # no more than two batches on the device
-            waiting.extend(pool.submit(finish, pending) for pending in images)
+    Returns:
+        The metrics of `evaluate` for semantic maps, under `sem_seg_TTA/`.
+    """
+    semantic = dataclasses.replace(config.inference, tasks=("semantic",))
+    config = dataclasses.replace(config, inference=semantic)
+    evaluator = MeanIoU(dataset)
+    augmented = Augmented(predict, Postprocessor(dataset.catalog, config), config)
 
-        ahead: list[Pending] = []
-        for batch in batches:
-            now = begin(batch)
-            submit(ahead)
-            ahead = now
-            while len(waiting) > 2 * _THREADS:  # as many as fit in memory
-                yield waiting.popleft().result()
-        submit(ahead)
-        while waiting:
-            yield waiting.popleft().result()
+    def finish(pending: Pending) -> Segments:
+        segments = augmented.finish(pending)
+        evaluator.add(pending.record, segments.semantic)
+        return segments
+
+    for _ in results(augmented.begin, finish, dataset, config, log):
+        pass
+    return {name.replace("sem_seg/", "sem_seg_TTA/"): value for name, value in evaluator.compute().items()}
 
 
 _TABLES = (
-    (("AP", "AP50", "AP75", "APs", "APm", "APl"), (("boxes", "bbox/{}"), ("masks", "segm/{}"))),
+    (
+        ("AP", "AP50", "AP75", "APs", "APm", "APl"),
+        (("boxes", "bbox/{}"), ("masks", "segm/{}"), ("outlines", "boundary/{}")),
+    ),
     (
         ("PQ", "SQ", "RQ"),
         (("panoptic", "panoptic_seg/{}"), ("things", "panoptic_seg/{}_th"), ("stuff", "panoptic_seg/{}_st")),
     ),
-    (("mIoU", "fwIoU", "mACC", "pACC"), (("semantic", "sem_seg/{}"),)),
+    (("mIoU", "fwIoU", "mACC", "pACC"), (("semantic", "sem_seg/{}"), ("augmented", "sem_seg_TTA/{}"))),
 )
 _OF_CLASSES = (("box AP", "bbox/AP-"), ("mask AP", "segm/AP-"), ("PQ", "panoptic_seg/PQ-"), ("IoU", "sem_seg/IoU-"))
 

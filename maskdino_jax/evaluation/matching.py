@@ -68,7 +68,7 @@ def candidates(
     Args:
         objects: entries of an instances JSON with `category_id`, `area`, `iscrowd`.
         detections: entries of a result file with `category_id`, `score`.
-        kind: "bbox" or "segm": what decides about the size of a detection.
+        kind: "bbox" or "segm": what decides about the size of detections that have no `area`.
         overlap: of detections with objects, such as `boxes_overlap`.
     """
     labels = np.array([entry["category_id"] for entry in detections], np.int64)
@@ -88,7 +88,7 @@ def candidates(
     return Candidates(
         labels=labels,
         scores=scores[order],
-        areas=np.array([_area(detections[place], kind) for place in order], float),
+        areas=_areas([detections[place] for place in order], kind),
         ranks=ranks,
         places=order,
         object_labels=object_labels,
@@ -100,10 +100,12 @@ def candidates(
     )
 
 
-def _area(detection: Mapping[str, Any], kind: str) -> float:
+def _areas(detections: Sequence[Mapping[str, Any]], kind: str) -> Float[np.ndarray, "d"]:
+    if all("area" in entry for entry in detections):
+        return np.array([entry["area"] for entry in detections], float)
     if kind == "bbox":
-        return detection["bbox"][2] * detection["bbox"][3]
-    return float(coco_mask.area(detection["segmentation"]))
+        return np.array([entry["bbox"][2] * entry["bbox"][3] for entry in detections], float)
+    return coco_mask.area([entry["segmentation"] for entry in detections]).astype(float)
 
 
 def assign(found: Candidates) -> Matches:

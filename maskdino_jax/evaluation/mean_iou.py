@@ -7,7 +7,9 @@ from jaxtyping import Int
 
 from maskdino_jax.data.catalog import Catalog
 from maskdino_jax.data.dataset import Dataset
-from maskdino_jax.evaluation.regions import truth
+from maskdino_jax.evaluation import cityscapes
+from maskdino_jax.evaluation.gathering import gathered
+from maskdino_jax.evaluation.regions import Regions, overlaps, truth
 
 
 def confusion(
@@ -21,11 +23,19 @@ def confusion(
     return table.reshape(classes + 1, classes + 1)[:classes]
 
 
+def confusion_of_regions(expected: Regions, found: Regions, classes: int) -> Int[np.ndarray, "k k_or_none"]:
+    """The same of two maps of segments, crowds included; pixels without a predicted segment are in the last column."""
+    rows, columns = (np.concatenate([[classes], side.labels]) for side in (expected, found))
+    table = np.zeros((classes + 1, classes + 1), np.int64)
+    np.add.at(table, (rows[:, None], columns), overlaps(expected, found))
+    return table[:classes]
+
+
 def summarize(table: Int[np.ndarray, "k k_or_none"], catalog: Catalog) -> dict[str, float]:
-    """mIoU, frequency weighted IoU, mean and overall pixel accuracy, and the IoU of each class, as fractions of one.
+    """mIoU, frequency weighted IoU, mean and overall pixel accuracy; IoU and accuracy of each class. Fractions of one.
 
     Only classes of the ground truth count; those without a pixel there are left out, and so is everything if nothing
-    is labelled.
+    is labelled. The classes of Cityscapes have `IoU` and `IoU_sup` besides, see `cityscapes`.
     """
     correct, expected, found = np.diag(table), table.sum(axis=1), table.sum(axis=0)[:-1]
     occurs = expected > 0
@@ -39,7 +49,10 @@ def summarize(table: Int[np.ndarray, "k k_or_none"], catalog: Catalog) -> dict[s
         "mACC": (correct[occurs] / expected[occurs]).mean(),
         "pACC": correct.sum() / expected.sum(),
     }
-    metrics |= {f"IoU-{catalog.names[position]}": iou[position] for position in np.flatnonzero(occurs)}
+    present = [(position, catalog.names[position]) for position in np.flatnonzero(occurs)]
+    metrics |= {f"IoU-{name}": iou[position] for position, name in present}
+    metrics |= {f"ACC-{name}": correct[position] / expected[position] for position, name in present}
+    metrics |= cityscapes.summarize(table, catalog.names)
     return {f"sem_seg/{name}": float(value) for name, value in metrics.items()}
 
 
@@ -72,4 +85,4 @@ class MeanIoU:
 
     def compute(self) -> dict[str, float]:
         """All metrics, see `summarize`."""
-        return summarize(self._table, self._dataset.catalog)
+        return summarize(sum(gathered(self._table)), self._dataset.catalog)

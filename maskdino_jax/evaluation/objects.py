@@ -56,14 +56,14 @@ class Annotated:
         made = {key: entry[key] for key in ("category_id", "area", "bbox") if key in entry}
         made["iscrowd"] = int(bool(entry.get("iscrowd", 0)))
         if "segmentation" in entry and (self._masks or not {"area", "bbox"} <= made.keys()):
-            made["segmentation"] = _runs(entry["segmentation"], self._sizes[entry["image_id"]])
+            made["segmentation"] = run_lengths(entry["segmentation"], self._sizes[entry["image_id"]])
             made.setdefault("area", float(coco_mask.area(made["segmentation"])))
             made.setdefault("bbox", coco_mask.toBbox(made["segmentation"]).tolist())
         made.setdefault("area", float(made["bbox"][2] * made["bbox"][3]))
         return made
 
 
-def _runs(segmentation: Any, size: tuple[int, int]) -> Entry:
+def run_lengths(segmentation: Any, size: Sequence[int]) -> Entry:
     """Compressed run lengths of polygons or of any run lengths."""
     if isinstance(segmentation, list):
         return coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))

@@ -1,17 +1,16 @@
 """Panoptic quality: how well the segments of a panoptic map match those of the ground truth (Kirillov et al. 2019)."""
 
 import dataclasses
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from maskdino_jax.data.catalog import Catalog
 from maskdino_jax.data.dataset import Dataset
-from maskdino_jax.evaluation.regions import Regions, read_ids, truth
+from maskdino_jax.evaluation.gathering import gathered
+from maskdino_jax.evaluation.panoptic_file import PanopticFile
+from maskdino_jax.evaluation.regions import Regions, overlaps, truth
 from maskdino_jax.inference.results import Panoptic
 
 
@@ -39,9 +38,7 @@ def count(expected: Regions, found: Regions, classes: int) -> Counts:
     Unlabelled pixels of the ground truth do not count in the union. Crowds are neither matched nor missed, and a
     prediction that lies by more than half on unlabelled pixels and the crowd of its class is not wrong.
     """
-    shape = len(expected.labels) + 1, len(found.labels) + 1
-    pairs = expected.positions() * shape[1] + found.positions()
-    table = np.bincount(pairs.ravel(), minlength=shape[0] * shape[1]).reshape(shape)
+    table = overlaps(expected, found)
     overlap, unlabelled = table[1:, 1:], table[0, 1:]
     expected_area, found_area = table[1:].sum(axis=1), table[:, 1:].sum(axis=0)
     union = expected_area[:, None] + found_area - overlap - unlabelled
@@ -97,7 +94,7 @@ def summarize(counts: Counts, catalog: Catalog) -> dict[str, float]:
 class PanopticQuality:
     """Accumulates over a data set, and writes predictions in the COCO panoptic format if given a folder.
 
-    `add` may be called from several threads.
+    `add` may be called from several threads. What stays of an image are some bytes for each of its classes.
     """
 
     def __init__(self, dataset: Dataset, output_dir: Path | None = None):
@@ -106,73 +103,35 @@ class PanopticQuality:
                 f"{dataset!r} has no panoptic ground truth: take 'panoptic' out of config.inference.tasks."
             )
         self._dataset = dataset
-        self._output_dir = output_dir
-        self._counts: dict[int, Counts] = {}  # of each record
-        self._annotations: dict[int, dict[str, Any]] = {}
+        path = None if output_dir is None else output_dir / "panoptic_predictions.json"
+        self._file = None if path is None else PanopticFile(path, dataset, dataset.catalog)
+        self._counts: dict[int, Float[np.ndarray, "5 n"]] = {}  # of each record: the classes that occur, and Counts
 
     def add(self, record: int, result: Panoptic) -> None:
         """Score the result of one image."""
-        found = Regions(
-            ids=result.ids,
-            segment_ids=np.array([segment.id for segment in result.segments], np.int64),
-            labels=np.array([segment.label for segment in result.segments], np.int64),
-            crowd=np.zeros(len(result.segments), bool),
-        )
-        self._counts[record] = count(truth(self._dataset, record), found, self._dataset.catalog.num_classes)
-        if self._output_dir is not None:
-            self._write(record, result)
+        counts = count(truth(self._dataset, record), regions_of(result), self._dataset.catalog.num_classes)
+        table = np.stack([np.arange(len(counts.iou)), *vars(counts).values()])
+        self._counts[record] = table[:, table[1:].any(axis=0)]
+        if self._file is not None:
+            self._file.add(record, result)
 
     def compute(self) -> dict[str, float]:
         """All metrics, see `summarize`; writes `panoptic_predictions.json`."""
-        if self._output_dir is not None:
-            categories = [
-                {"id": entry.id, "name": entry.name, "isthing": int(entry.is_thing), "color": entry.color}
-                for entry in self._dataset.catalog.categories
-            ]
-            content = {
-                "annotations": [entry for _, entry in sorted(self._annotations.items())],
-                "categories": categories,
-            }
-            (self._output_dir / "panoptic_predictions.json").write_text(json.dumps(content))
+        if self._file is not None:
+            self._file.close()
+        counts = {record: table for part in gathered(self._counts) for record, table in part.items()}
         catalog = self._dataset.catalog
-        return summarize(sum(self._counts.values(), Counts.zeros(catalog.num_classes)), catalog)
-
-    def _write(self, record: int, result: Panoptic) -> None:
-        name = Path(self._dataset.file_name(record)).with_suffix(".png")
-        result.save(self._output_dir / "panoptic_predictions" / name)
-        self._annotations[record] = {
-            "image_id": self._dataset.image_id(record),
-            "file_name": name.as_posix(),
-            "segments_info": result.info(self._dataset.catalog),
-        }
+        total = np.zeros((4, catalog.num_classes))
+        for _, table in sorted(counts.items()):  # in this order, so that threads and processes do not change the sum
+            total[:, table[0].astype(int)] += table[1:]
+        return summarize(Counts(total[0], *total[1:].astype(np.int64)), catalog)
 
 
-def panoptic_quality(
-    truth_json: Path, truth_dir: Path, predictions_json: Path, predictions_dir: Path
-) -> dict[str, float]:
-    """Score saved predictions against saved ground truth, both in the COCO panoptic format.
-
-    Raises:
-        ValueError: an image has no prediction, or a PNG and its JSON name different segments.
-    """
-    expected = json.loads(truth_json.read_text())
-    catalog = Catalog.from_coco(expected["categories"])
-    predictions = {entry["image_id"]: entry for entry in json.loads(predictions_json.read_text())["annotations"]}
-    counts = Counts.zeros(catalog.num_classes)
-    for entry in expected["annotations"]:
-        if entry["image_id"] not in predictions:
-            raise ValueError(f"{predictions_json} has no entry for image {entry['image_id']!r}: predict every image.")
-        regions = _load(truth_dir, entry, catalog)
-        found = _load(predictions_dir, predictions[entry["image_id"]], catalog)
-        painted, named = set(np.unique(found.ids).tolist()) - {0}, set(found.segment_ids.tolist())
-        if painted != named:
-            raise ValueError(
-                f"{predictions_dir / predictions[entry['image_id']]['file_name']} and {predictions_json} disagree on "
-                f"segments {sorted(painted ^ named)[:5]}: list exactly the ids that are painted."
-            )
-        counts += count(regions, found, catalog.num_classes)
-    return summarize(counts, catalog)
-
-
-def _load(folder: Path, entry: Mapping[str, Any], catalog: Catalog) -> Regions:
-    return Regions.from_coco(read_ids(folder / entry["file_name"]), entry["segments_info"], catalog)
+def regions_of(result: Panoptic) -> Regions:
+    """The segments of a prediction."""
+    return Regions(
+        ids=result.ids,
+        segment_ids=np.array([segment.id for segment in result.segments], np.int64),
+        labels=np.array([segment.label for segment in result.segments], np.int64),
+        crowd=np.zeros(len(result.segments), bool),
+    )

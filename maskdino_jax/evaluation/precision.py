@@ -10,6 +10,7 @@ from maskdino_jax.evaluation.matching import AREAS, MOST, THRESHOLDS, Candidates
 
 RECALLS = np.linspace(0, 1, 101)  # where precision is read
 LIMITS = (1, 10, MOST)  # detections of a class in an image, for the recall
+SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from maskdino_jax.evaluation.objects import Objects
+from maskdino_jax.evaluation.precision import SUMMARY
 
-_SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 _ALL_AREAS, _HUNDRED_DETECTIONS = 0, -1  # places on the last axes of COCOeval's precision
 
 
@@ -20,8 +20,8 @@ def score(
 ) -> dict[str, float]:
     """AP of `bbox` or `segm`, see `average_precision.average_precision`.
 
-    Areas of detections, which decide about the size ranges, are those of the box or of the mask respectively. Ids of
-    objects are renewed: COCOeval takes an object whose id is 0 for unmatched.
+    Areas of detections, which decide about the size ranges, are those of the box or of the mask respectively, unless
+    they are given. Ids of objects are renewed: COCOeval takes an object whose id is 0 for unmatched.
     """
     expected = [entry | {"image_id": image_id} for image_id in image_ids for entry in objects[image_id]]
     found = []
@@ -30,7 +30,8 @@ def score(
             shape = {"bbox": entry["bbox"], "area": entry["bbox"][2] * entry["bbox"][3]}
         else:
             shape = {"segmentation": entry["segmentation"], "area": float(coco_mask.area(entry["segmentation"]))}
-        found.append(shape | {key: entry[key] for key in ("image_id", "category_id", "score")} | {"iscrowd": 0})
+        given = {key: entry[key] for key in ("image_id", "category_id", "score", "area") if key in entry}
+        found.append(shape | given | {"iscrowd": 0})
     images = [{"id": image_id, "height": 0, "width": 0} for image_id in image_ids]  # sizes are in the run lengths
     tables = {"images": images, "categories": list(objects.categories)}
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
@@ -38,7 +39,7 @@ def score(
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    metrics = dict(zip(_SUMMARY, evaluation.stats.tolist(), strict=True))
+    metrics = dict(zip(SUMMARY, evaluation.stats.tolist(), strict=True))
     names = {category["id"]: category["name"] for category in objects.categories}
     for position, category_id in enumerate(evaluation.params.catIds):
         precision = evaluation.eval["precision"][:, :, position, _ALL_AREAS, _HUNDRED_DETECTIONS]

@@ -32,18 +32,36 @@ class Regions:
             crowd=np.array([segment.get("iscrowd", 0) for segment in info], bool),
         )
 
-    def positions(self) -> Int[np.ndarray, "h w"]:
-        """For each pixel the position of its segment, counted from 1; 0 where there is none."""
+    def positions(self, ids: Int32[np.ndarray, "*p"]) -> Int[np.ndarray, "*p"]:
+        """The positions of the segments with these ids, counted from 1; 0 where there is none."""
         order = np.argsort(self.segment_ids)
         known = self.segment_ids[order]
         if not len(known):
-            return np.zeros(self.ids.shape, np.int64)
-        place = np.minimum(np.searchsorted(known, self.ids), len(known) - 1)
-        return np.where(known[place] == self.ids, order[place] + 1, 0)
+            return np.zeros(ids.shape, np.int64)
+        place = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+        return np.where(known[place] == ids, order[place] + 1, 0)
+
+    def painted(self) -> set[int]:
+        """The ids that pixels have, but for 0."""
+        ids = self.ids.ravel()
+        return set(np.unique(ids[np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))]).tolist()) - {0}
 
     def classes(self, unlabelled: int) -> Int[np.ndarray, "h w"]:
         """Contiguous class of each pixel, crowds included; `unlabelled` where there is no segment."""
-        return np.concatenate([[unlabelled], self.labels])[self.positions()]
+        return np.concatenate([[unlabelled], self.labels])[self.positions(self.ids)]
+
+
+def overlaps(first: Regions, second: Regions) -> Int[np.ndarray, "n m"]:
+    """Pixels that each segment of the one shares with each of the other; row and column 0 are unlabelled.
+
+    Pixels are counted by runs in which neither map changes: there are hundreds of times fewer.
+    """
+    a, b = first.ids.ravel(), second.ids.ravel()
+    starts = np.flatnonzero(np.concatenate([[True], (a[1:] != a[:-1]) | (b[1:] != b[:-1])]))
+    shape = len(first.labels) + 1, len(second.labels) + 1
+    pairs = first.positions(a[starts]) * shape[1] + second.positions(b[starts])
+    lengths = np.diff(starts, append=a.size)
+    return np.bincount(pairs, lengths, minlength=shape[0] * shape[1]).astype(np.int64).reshape(shape)
 
 
 def truth(dataset: Dataset, record: int) -> Regions:

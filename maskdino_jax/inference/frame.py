@@ -31,6 +31,11 @@ class Taps:
         ]
         return functools.reduce(jnp.add, parts)
 
+    def mirrored(self, length: int) -> "Taps":
+        """The first `length` outputs in reverse order."""
+        flip = lambda x: np.concatenate([x[:length][::-1], x[length:]])
+        return Taps(flip(self.first), flip(self.weights))
+
 
 @dataclasses.dataclass(frozen=True)
 class Frame:

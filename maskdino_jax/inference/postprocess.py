@@ -13,14 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
-from jaxtyping import Float, Float32
+from jaxtyping import Array, Float, Float32, Int
 
 from maskdino_jax.config import Config
 from maskdino_jax.data.catalog import Catalog
 from maskdino_jax.inference import segment
-from maskdino_jax.inference.frame import Frame
+from maskdino_jax.inference.frame import Frame, Taps
 from maskdino_jax.inference.results import Instances, Panoptic, PanopticSegment, Segments
+from maskdino_jax.meshes import images_sharding, images_spec
 from maskdino_jax.structures import EvalBatch, Outputs
 
 
@@ -76,26 +76,14 @@ class Postprocessor:
                 f"{self.catalog.num_classes} classes make {expected}: use the catalog of the "
                 "weights."
             )
-        canvas = batch.images.shape[1:3]
-        stride = Frame.stride if outputs.masks is None else canvas[0] // outputs.masks.shape[2]
-        extents = np.broadcast_to(canvas, (len(batch.images), 2)) if batch.extents is None else batch.extents
-        pairs = lambda values: [tuple(pair) for pair in np.asarray(values).tolist()]
-        frames = [
-            Frame(size, original, extent, stride)
-            for size, original, extent in zip(*map(pairs, (batch.sizes, batch.original_sizes, extents)), strict=True)
-        ]
+        frames = frames_of(outputs, batch)
         started = self.start(outputs, frames, tasks)
-        records = batch.records.tolist()
-        return [
-            Pending(record=records[row], frame=frames[row], row=row, found=started)
-            for row in np.flatnonzero(batch.valid).tolist()
-        ]
+        return pending_of(batch, frames, started)
 
     def start(self, outputs: Outputs, frames: list[Frame], tasks: tuple[str, ...] | None = None) -> dict[str, Any]:
         """Arrays of a batch for each task, rows where they were; each device computes those it holds."""
         options, logits, boxes, masks = self._options, outputs.logits, outputs.boxes, outputs.masks
-        target = tuple(max(sides) for sides in zip(*(frame.target for frame in frames), strict=True))
-        run = functools.partial(_run, _mesh_of(logits))
+        target, run = _target(frames), functools.partial(_run, _mesh_of(logits))
         to_original = [frame.to_original(target) for frame in frames]
         found: dict[str, Any] = {}
         for task in self.tasks if tasks is None else tasks:
@@ -110,17 +98,35 @@ class Postprocessor:
                     segment.contest, threshold=options.object_threshold, temperature=options.temperature
                 )
                 found[task] = run(function, logits, masks, to_original)
-            elif self._softmax:
-                canvas = tuple(side * frames[0].stride for side in masks.shape[2:])
-                to_canvas = [frame.to_canvas(canvas) for frame in frames]
-                onwards = [frame.canvas_to_original(target) for frame in frames]
-                found[task] = run(functools.partial(segment.classes_after), logits, masks, to_canvas, onwards)
             else:
-                function = functools.partial(segment.classes_before, temperature=options.temperature)
-                found[task] = run(function, logits, masks, to_original)
+                found[task] = self.classes(outputs, frames)
         for array in jax.tree.leaves(found):
             array.copy_to_host_async()
         return found
+
+    def classes(
+        self, outputs: Outputs, frames: list[Frame], *, mirrored: bool = False, sums: bool = False
+    ) -> Int[Array, "b h w"] | Float[Array, "b h w k"]:
+        """The class of each pixel, or the sums for all classes that it has the largest of.
+
+        Args:
+            mirrored: the batch was, and the result shall not be.
+        """
+        target, run = _target(frames), functools.partial(_run, _mesh_of(outputs.logits))
+
+        def upright(taps: tuple[Taps, Taps], frame: Frame) -> tuple[Taps, Taps]:
+            rows, columns = taps
+            return rows, columns.mirrored(frame.original_size[1]) if mirrored else columns
+
+        if self._softmax:
+            canvas = tuple(side * frames[0].stride for side in outputs.masks.shape[2:])
+            to_canvas = [frame.to_canvas(canvas) for frame in frames]
+            onwards = [upright(frame.canvas_to_original(target), frame) for frame in frames]
+            function = functools.partial(segment.classes_after, sums=sums)
+            return run(function, outputs.logits, outputs.masks, to_canvas, onwards)
+        to_original = [upright(frame.to_original(target), frame) for frame in frames]
+        function = functools.partial(segment.classes_before, temperature=self._options.temperature, sums=sums)
+        return run(function, outputs.logits, outputs.masks, to_original)
 
     def finish(self, pending: Pending) -> Segments:
         """Wait for the device and make the results."""
@@ -140,6 +146,32 @@ class Postprocessor:
         )
 
 
+def frames_of(outputs: Outputs, batch: EvalBatch) -> list[Frame]:
+    """How the images of a batch lie on their canvas."""
+    canvas = batch.images.shape[1:3]
+    stride = Frame.stride if outputs.masks is None else canvas[0] // outputs.masks.shape[2]
+    extents = np.broadcast_to(canvas, (len(batch.images), 2)) if batch.extents is None else batch.extents
+    pairs = lambda values: [tuple(pair) for pair in np.asarray(values).tolist()]
+    return [
+        Frame(size, original, extent, stride)
+        for size, original, extent in zip(*map(pairs, (batch.sizes, batch.original_sizes, extents)), strict=True)
+    ]
+
+
+def pending_of(batch: EvalBatch, frames: list[Frame], found: dict[str, Any]) -> list[Pending]:
+    """The valid images of a batch, in its order."""
+    records = batch.records.tolist()
+    return [
+        Pending(record=records[row], frame=frames[row], row=row, found=found)
+        for row in np.flatnonzero(batch.valid).tolist()
+    ]
+
+
+def _target(frames: list[Frame]) -> tuple[int, int]:
+    """Height and width that all results of a batch fit into."""
+    return tuple(max(sides) for sides in zip(*(frame.target for frame in frames), strict=True))
+
+
 def _mesh_of(array: jax.Array | np.ndarray) -> Mesh | None:
     """The mesh that divides a batch; None: it lies on one device or on the host."""
     sharding = getattr(array, "sharding", None)
@@ -151,7 +183,7 @@ def _run(mesh: Mesh | None, function: functools.partial, *batches: Any) -> Any:
     stack = lambda batch: jax.tree.map(lambda *rows: np.stack(rows), *batch) if isinstance(batch, list) else batch
     arguments = [stack(batch) for batch in batches]
     if mesh is not None:
-        arguments = jax.device_put(arguments, NamedSharding(mesh, P("data")))
+        arguments = jax.device_put(arguments, images_sharding(mesh))
     return _program(mesh, function.func, tuple(function.keywords.items()))(*arguments)
 
 
@@ -166,7 +198,7 @@ def _program(mesh: Mesh | None, function: Callable[..., Any], options: tuple[tup
         return jax.lax.map(lambda one: function(*one, **dict(options)), batch)
 
     if mesh is not None:
-        each = jax.shard_map(each, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=False)
+        each = jax.shard_map(each, mesh=mesh, in_specs=images_spec(mesh), out_specs=images_spec(mesh), check_vma=False)
     return jax.jit(each)
 
 

@@ -20,6 +20,7 @@ from maskdino_jax.data import Catalog, PreparedImage, load_image, prepare_image
 from maskdino_jax.inference.postprocess import Postprocessor
 from maskdino_jax.inference.results import Segments
 from maskdino_jax.inference.visualize import draw
+from maskdino_jax.meshes import images_sharding, replicated
 from maskdino_jax.model import ModelSpec
 from maskdino_jax.structures import EvalBatch, Outputs
 
@@ -36,11 +37,12 @@ class Detector:
 
     def __init__(self, spec: ModelSpec, mesh: Mesh, *, masks: bool = True) -> None:
         self.mesh = mesh
-        self._split = NamedSharding(mesh, P("data"))
+        self._split = images_sharding(mesh)
         self._seen: set[tuple[int, ...]] = set()
 
         def detect(variables: dict[str, Any], *batch: jax.Array | None) -> Outputs:
-            outputs = spec.bind(variables).detect(*batch)
+            whole = jax.lax.with_sharding_constraint(variables, replicated(mesh))
+            outputs = spec.bind(whole).detect(*batch)
             return outputs if masks else dataclasses.replace(outputs, masks=None, mask_features=None, proposals=None)
 
         self._detect = jax.jit(detect, out_shardings=self._split)
@@ -88,7 +90,7 @@ class Predictor:
         self.catalog = catalog
         self._postprocessor = Postprocessor(catalog, config)
         mesh = _one_device()
-        self._variables = jax.device_put(variables, NamedSharding(mesh, P()))
+        self._variables = jax.device_put(variables, replicated(mesh))
         self._detector = Detector(spec, mesh, masks=tasks != ("detection",))
 
     @classmethod
@@ -131,7 +133,7 @@ class Predictor:
     def __call__(self, image: Sequence[Picture], task: str = _ALL) -> list[Segments]: ...
 
     def __call__(self, image: Picture | Sequence[Picture], task: str = _ALL) -> Segments | list[Segments]:
-        """Segments in the pixels of the original image.
+        """Segments in the pixels of the original image; instances from `config.inference.score_threshold` on.
 
         Args:
             image: a file, a PIL image, or RGB bytes [h, w, 3]; or a list of them, for a list of results. Images whose
@@ -153,13 +155,19 @@ class Predictor:
         for batch in self._batches([_pixels(picture) for picture in (image if several else [image])]):
             outputs = self._detector(self._variables, batch)
             for pending in self._postprocessor.begin(outputs, batch, tasks):
-                results[pending.record] = self._postprocessor.finish(pending)
+                results[pending.record] = self._confident(self._postprocessor.finish(pending))
         ordered = [results[record] for record in range(len(results))]
         return ordered if several else ordered[0]
 
     def draw(self, image: Picture, segments: Segments) -> UInt8[np.ndarray, "h2 w2 3"]:
         """Picture of `segments` over their image, at least 512 pixels high and wide."""
         return draw(_pixels(image), segments, score_threshold=self.config.inference.score_threshold)
+
+    def _confident(self, segments: Segments) -> Segments:
+        if segments.instances is None:
+            return segments
+        instances = segments.instances.above(self.config.inference.score_threshold)
+        return dataclasses.replace(segments, instances=instances)
 
     def _batches(self, images: list[UInt8[np.ndarray, "h w 3"]]) -> Iterator[EvalBatch]:
         """Images of one canvas together: full batches, and the rest one by one, so that at most two programs are

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, UInt8
 from PIL import Image
-from pycocotools import mask as coco_mask
 from scipy import ndimage
 
 from maskdino_jax.config import TASKS
 from maskdino_jax.data.catalog import Catalog
+from maskdino_jax.inference.run_lengths import encode_bits
 
 # of `Segments`, by task
 _FIELDS = {"instance": "instances", "detection": "instances", "panoptic": "panoptic", "semantic": "semantic"}
@@ -176,6 +176,23 @@ class Segments:
             content["segments_info"] = self.panoptic.info(self.catalog)
         return content
 
+    def save_label_map(self, path: Path) -> None:
+        """Write the semantic map as a PNG whose pixels hold the data set's own class ids. Makes the folder.
+
+        It has 8 bits, or 16 if an id needs them.
+
+        Raises:
+            ValueError: there is no semantic map, or an id does not fit into 16 bits.
+        """
+        if self.semantic is None:
+            raise ValueError("there is no semantic map: ask the predictor for 'semantic'.")
+        ids = np.array([category.id for category in self.catalog.categories])
+        if ids.min() < 0 or ids.max() > np.iinfo(np.uint16).max:
+            raise ValueError(f"class ids {ids.min()} to {ids.max()} do not fit into a PNG: number them 0 to 65535.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kind = np.uint8 if ids.max() <= np.iinfo(np.uint8).max else np.uint16
+        Image.fromarray(ids.astype(kind)[self.semantic]).save(path)
+
     def _of_instances(self, found: Instances) -> tuple[Segment, ...]:
         rows = zip(
             found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), found.areas.tolist(), strict=True
@@ -235,21 +252,16 @@ def to_coco(instances: Instances, catalog: Catalog) -> list[dict[str, Any]]:
     """Entries of a COCO result file without the image: boxes as x, y, width, height; masks, if any, as run lengths."""
     corners = instances.boxes.astype(float)
     boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).tolist()
-    rows = zip(instances.labels.tolist(), instances.scores.tolist(), boxes, strict=True)
-    return [
-        {
-            "category_id": catalog.categories[label].id,
-            "score": score,
-            "bbox": box,
-        }
-        | ({} if instances.bits is None else {"segmentation": encode(instances.mask(index)[None])[0]})
-        for index, (label, score, box) in enumerate(rows)
+    entries = [
+        {"category_id": catalog.categories[label].id, "score": score, "bbox": box}
+        for label, score, box in zip(instances.labels.tolist(), instances.scores.tolist(), boxes, strict=True)
     ]
+    if instances.bits is not None:
+        for entry, segmentation in zip(entries, encode_bits(instances.bits, instances.width), strict=True):
+            entry["segmentation"] = segmentation
+    return entries
 
 
 def encode(masks: Bool[np.ndarray, "n h w"]) -> list[dict[str, Any]]:
     """COCO run lengths of masks, ready for JSON."""
-    if not len(masks):
-        return []
-    columns_first = np.ascontiguousarray(masks.transpose(0, 2, 1)).view(np.uint8).T
-    return [entry | {"counts": entry["counts"].decode("ascii")} for entry in coco_mask.encode(columns_first)]
+    return encode_bits(np.packbits(masks, axis=-1), masks.shape[-1])

@@ -165,16 +165,18 @@ def classes_before(
     to_original: tuple[Taps, Taps],
     *,
     temperature: float,
-) -> Int[Array, "h w"]:
+    sums: bool = False,
+) -> Int[Array, "h w"] | Float[Array, "h w k"]:
     """The class with the largest sum over all queries of class weight times mask probability, at each pixel of the
-    file: masks are resized before they become probabilities.
+    file: masks are resized before they become probabilities. `sums`: the sums themselves.
 
     No query is left out: one that is unsure adds nearly the same to every class.
     """
     weights = _sharpened(_probabilities(logits), temperature)
     rows, columns = to_original
     masks = _queries_last(masks)
-    return _over_rows(lambda block: _best_class(_sums(masks, block, columns, weights)), rows, weights, columns)
+    read = _same if sums else best_class
+    return _over_rows(lambda block: read(_sums(masks, block, columns, weights)), rows, weights, columns)
 
 
 def classes_after(
@@ -182,7 +184,9 @@ def classes_after(
     masks: Float[Array, "q h4 w4"],
     to_canvas: tuple[Taps, Taps],
     to_original: tuple[Taps, Taps],
-) -> Int[Array, "h w"]:
+    *,
+    sums: bool = False,
+) -> Int[Array, "h w"] | Float[Array, "h w k"]:
     """The same for the softmax over classes and "no object", the last column of the logits. The sums are taken on the
     canvas and resized to the file: `to_original` starts from the canvas, as in the official semantic mode.
     """
@@ -190,13 +194,14 @@ def classes_after(
     canvas_rows, canvas_columns = to_canvas
     rows, columns = to_original
     masks = _queries_last(masks)
+    read = _same if sums else best_class
 
-    def block(part: Taps) -> Int[Array, "n w"]:
+    def block(part: Taps) -> Array:
         scores = 0
         for tap in range(part.weights.shape[1]):  # the few rows of the canvas that each row of the file lies between
             lines = jax.tree.map(lambda x, tap=tap: x[part.first + tap], canvas_rows)
             scores += part.weights[:, tap, None, None] * _sums(masks, lines, canvas_columns, weights)
-        return _best_class(columns(scores, axis=1))
+        return read(columns(scores, axis=1))
 
     return _over_rows(block, rows, weights, max(canvas_columns, columns, key=lambda taps: len(taps.first)))
 
@@ -262,18 +267,21 @@ def _sums(
     return jnp.dot(jax.nn.sigmoid(columns(lines, axis=1)), weights, precision="highest")
 
 
-def _best_class(scores: Float[Array, "*n k"]) -> Int[Array, "*n"]:
+def best_class(scores: Float[Array, "*n k"]) -> Int[Array, "*n"]:
     """First class with the largest score. Two plain reductions: XLA's `argmax` is several times slower on a CPU."""
     classes = scores.shape[-1]
     best = scores == scores.max(axis=-1, keepdims=True)
     return jnp.min(jnp.where(best, jnp.arange(classes), classes), axis=-1).astype(jnp.int16)
 
 
-def _over_rows(
-    compute: Callable[[Taps], Int[Array, "n w"]], rows: Taps, weights: Float[Array, "q k"], columns: Taps
-) -> Int[Array, "h w"]:
-    """`compute` some rows of the target at a time."""
+def _same(scores: Float[Array, "*n k"]) -> Float[Array, "*n k"]:
+    return scores
+
+
+def _over_rows(compute: Callable[[Taps], Array], rows: Taps, weights: Float[Array, "q k"], columns: Taps) -> Array:
+    """`compute` some rows of the target at a time: [n, w] or [n, w, k] of each become [h, w] or [h, w, k]."""
     height = len(rows.first)
     step = min(BUCKET, _at_a_time(len(columns.first) * max(weights.shape)))
     blocks = jax.tree.map(lambda x: x.reshape(-1, step, *x.shape[1:]), rows)
-    return lax.map(compute, blocks).reshape(height, -1)
+    found = lax.map(compute, blocks)
+    return found.reshape(height, *found.shape[2:])

@@ -40,19 +40,19 @@ class _Tag:
 
 
 def draw(
-    image: UInt8[np.ndarray, "h w 3"], segments: Segments, *, score_threshold: float
+    image: UInt8[np.ndarray, "h w 3"], segments: Segments, *, score_threshold: float, short_side: int = _SHORT_SIDE
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """A picture of the results, at least 512 pixels high and wide.
+    """A picture of the results, at least `short_side` pixels high and wide.
 
     Regions come from the panoptic map, else from the instances, else from the semantic map. Instances and detections
     with at least `score_threshold` have a box and a name, unless they are too small for it; stuff is named where it is
-    widest.
+    widest. What is certain, such as annotations, is named without a score of 100 %.
     """
     catalog = segments.catalog
     confident = None if segments.instances is None else segments.instances.above(score_threshold)
     height, width = image.shape[:2]
     regions = _regions(segments.panoptic, confident, segments.semantic, catalog, (height, width))
-    scale = max(1.0, _SHORT_SIDE / min(height, width))
+    scale = max(1.0, short_side / min(height, width))
     size = round(width * scale), round(height * scale)
     pixels = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
     enlarged = dataclasses.replace(regions, ids=_enlarge(regions.ids, size))
@@ -62,7 +62,7 @@ def draw(
         tags = _tags_of_instances(confident, regions, catalog, scale)
     else:
         tags = _tags_of_segments(segments.panoptic, regions, catalog, scale)
-    _write(picture, tags, _stuff_places(enlarged, catalog))
+    _write(picture, tags, _stuff_places(enlarged, catalog), only_boxes=not len(regions.labels))
     return np.asarray(picture)
 
 
@@ -155,7 +155,7 @@ def _tags_of_instances(instances: Instances, regions: _Regions, catalog: Catalog
             covered = np.where(regions.labels == label, covered, 0)
             if covered.max() > _OWN_SHARE * mask.sum():
                 color = tuple(regions.colors[covered.argmax()].tolist())
-        tags.append(_Tag(f"{category.name} {score:.0%}", color, tuple((box * scale).tolist())))
+        tags.append(_Tag(_named(category.name, score), color, tuple((box * scale).tolist())))
     return tags
 
 
@@ -168,9 +168,13 @@ def _tags_of_segments(panoptic: Panoptic | None, regions: _Regions, catalog: Cat
         if segment.is_thing:
             rows, columns = box
             corners = columns.start, rows.start, columns.stop, rows.stop
-            text = f"{catalog.categories[segment.label].name} {segment.score:.0%}"
+            text = _named(catalog.categories[segment.label].name, segment.score)
             tags.append(_Tag(text, tuple(color.tolist()), tuple(scale * corner for corner in corners)))
     return tags
+
+
+def _named(name: str, score: float) -> str:
+    return f"{name} {score:.0%}" if score < 1 else name
 
 
 def _stuff_places(regions: _Regions, catalog: Catalog) -> list[tuple[str, float, float, float]]:
@@ -186,8 +190,10 @@ def _stuff_places(regions: _Regions, catalog: Catalog) -> list[tuple[str, float,
     return sorted(places, key=lambda place: -place[3])
 
 
-def _write(picture: Image.Image, tags: list[_Tag], stuff: list[tuple[str, float, float, float]]) -> None:
-    """Boxes and names, inside the picture and none over another."""
+def _write(
+    picture: Image.Image, tags: list[_Tag], stuff: list[tuple[str, float, float, float]], *, only_boxes: bool
+) -> None:
+    """Boxes and names, inside the picture and no name over another. `only_boxes`: nothing else shows the objects."""
     pen = ImageDraw.Draw(picture)
     size = max(12, round(min(picture.size) / _LINES_PER_SIDE))
     font = ImageFont.load_default(size)
@@ -197,10 +203,12 @@ def _write(picture: Image.Image, tags: list[_Tag], stuff: list[tuple[str, float,
     labels = []
     for tag in sorted(tags, key=lambda tag: -_area(tag.box)):
         width, height = pen.textlength(tag.text, font) + 2 * margin, size + 2 * margin
-        if _area(tag.box) < _ROOM * width * height:
+        large = _area(tag.box) >= _ROOM * width * height
+        if large or only_boxes:
+            pen.rectangle(_inside(tag.box, picture.size), outline=tag.color, width=line)
+        if not large:
             continue
         left, top, right, bottom = tag.box
-        pen.rectangle(_inside(tag.box, picture.size), outline=tag.color, width=line)
         corners = (left, top - height), (left, top), (right - width, top), (left, bottom), (left, bottom - height)
         for x, y in corners:
             spot = _shifted(x, y, width, height, picture.size)

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from maskdino_jax.config import LossConfig, ModelConfig
@@ -20,6 +19,7 @@ from maskdino_jax.losses.costs import matching_cost
 from maskdino_jax.losses.functional import focal_loss, giou_loss, l1_loss
 from maskdino_jax.losses.mask_loss import Draw, Rows, mask_losses
 from maskdino_jax.losses.matcher import match
+from maskdino_jax.meshes import images_spec
 from maskdino_jax.structures import DenoisingPlan, Matches, Predictions, Targets, TrainOutputs
 
 Terms = dict[str, Float[Array, ""]]
@@ -71,7 +71,7 @@ def criterion(
         model: where the queries come from, what the class scores are, and what is denoised.
         counts: number of targets of each image of the whole batch, of which the images here may be a part; the losses
             of all parts add up to that of the batch.
-        mesh: its axis "data" divides the images, and each device matches and compares masks of its own.
+        mesh: divides the images, and each device matches and compares masks of its own.
 
     Returns:
         Terms by the official names: `loss_ce`, `loss_mask`, `loss_dice`, `loss_bbox` and `loss_giou`, with no suffix
@@ -123,17 +123,15 @@ def criterion_at(
     return total, jax.lax.stop_gradient(terms)
 
 
-def _per_device(function: Callable, mesh: Mesh | None, in_specs: tuple, out_specs: Any) -> Callable:
-    """Let each device work on its own images, without waiting for the others.
+def _per_device(function: Callable, mesh: Mesh | None, in_axes: tuple[int, ...], out_axis: int) -> Callable:
+    """Let each device work on its own images, without waiting for the others. The axes are those of the images.
 
     Nothing is exchanged inside, so there is nothing to check about which values agree among devices.
     """
     if mesh is None:
         return function
-    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-
-
-_IMAGES_FIRST, _SETS_FIRST = P("data"), P(None, "data")
+    in_specs = tuple(images_spec(mesh, axis) for axis in in_axes)
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=images_spec(mesh, out_axis), check_vma=False)
 
 
 def match_all(
@@ -162,9 +160,8 @@ def match_all(
         costs = jax.lax.map(one_set, (jnp.arange(predictions.logits.shape[0]), predictions))
         return match(costs, targets.valid.sum(axis=1), impl=loss.matcher)
 
-    specs = (_SETS_FIRST, _IMAGES_FIRST, _IMAGES_FIRST, _IMAGES_FIRST)
     inputs = jax.lax.stop_gradient((predictions, targets, mask_features))
-    return _per_device(local, mesh, specs, _SETS_FIRST)(*inputs, sources)
+    return _per_device(local, mesh, (1, 0, 0, 0), 1)(*inputs, sources)
 
 
 def _matched(outputs: TrainOutputs, matches: Matches, counts: Int[Array, "c"], model: ModelConfig) -> _Group:
@@ -227,7 +224,7 @@ def _mask_terms(
     rows = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
     local = lambda *inputs: mask_losses(*inputs, draw, loss)
     inputs = (rows, features, targets.masks, sources)
-    total, *losses = _per_device(local, mesh, (_IMAGES_FIRST,) * 4, _IMAGES_FIRST)(*inputs)
+    total, *losses = _per_device(local, mesh, (0, 0, 0, 0), 0)(*inputs)
     values, start = [], 0
     for group in groups:
         sets, b, r = group.pairs.query.shape

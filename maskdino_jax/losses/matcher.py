@@ -7,6 +7,8 @@ all devices on the first one.
 """
 
 import os
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +43,26 @@ def _on_host(cost: Float[Array, "l b q n"], counts: Int[Array, "b"]) -> Int[Arra
     return jax.pure_callback(_assign, jax.ShapeDtypeStruct((sets, images, targets), jnp.int32), cost, counts)
 
 
+_lock = threading.Lock()  # callbacks of several devices come in several threads
+_seconds = 0.0
+
+
+def seconds_on_host() -> float:
+    """What the solver has taken in this process since its start, added up over its devices."""
+    return _seconds
+
+
 def _assign(cost: Array, counts: Array) -> np.ndarray:
+    """`_solve`, and the time that it takes."""
+    global _seconds
+    start = time.monotonic()
+    query = _solve(cost, counts)
+    with _lock:
+        _seconds += time.monotonic() - start
+    return query
+
+
+def _solve(cost: Array, counts: Array) -> np.ndarray:
     """Query of each target, -1 where there is none."""
     cost, counts = np.asarray(cost, np.float64), np.asarray(counts)
     cost = np.nan_to_num(cost, nan=LARGE, posinf=LARGE, neginf=-LARGE)

@@ -1,18 +1,24 @@
-"""Multi-scale deformable attention: the definition, and the only door to the GPU kernels in `maskdino_kernels`.
+"""Multi-scale deformable attention: the definition, and the door to the GPU kernels in `maskdino_kernels`.
 
 Each head of each query looks at `p` points on each of `l` feature levels and adds up what it finds there (Deformable
 DETR, Zhu et al. 2021, section 4.1, eq. 3). Levels are flattened row by row and lie one after the other on axis `t`.
 A pixel's value sits at its centre, half a pixel from its border, and everything beyond the image is zero.
 """
 
+import concurrent.futures
 import functools
-from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
+import numpy as np
+from absl import logging
 from jaxtyping import Array, Float
 
+from maskdino_jax.ops import deform_attn_xla
+
 LevelSizes = tuple[tuple[int, int], ...]
+
+IMPLS = ("auto", "xla", "pallas", "deterministic")
+TOLERANCE = {"float32": 1e-4}  # of the kernel, relative to the largest number; 2e-2 for shorter types
 
 
 def deform_attn(
@@ -29,12 +35,13 @@ def deform_attn(
     shares of the box: an offset of `p` moves a sample by half the box, from its centre to its border.
 
     Args:
-        value: projected tokens of all levels, heads apart; float32 or bfloat16.
+        value: projected tokens of all levels, heads apart; float32, bfloat16 or float16.
         offsets: (x, y) of each sample relative to the reference.
         logits: one for each sample; the softmax runs over all levels and points together, level-major.
         references: points or boxes divided by the width and height of the image, the same for all levels.
         level_sizes: (height, width) of each level in pixels.
-        impl: `xla` runs on every device, `pallas` is the GPU kernel. Both have the same gradients.
+        impl: `xla` runs on every device; `pallas` is the GPU kernel; `auto` takes the kernel where it runs and agrees
+            with `xla`; `deterministic` is `auto` with gradients that a GPU repeats bit for bit, slower.
 
     Returns:
         The heads side by side, in the type of `value`. Coordinates, weights and sums are float32 whatever that type.
@@ -48,132 +55,105 @@ def deform_attn(
             f"level_sizes {level_sizes} are {len(level_sizes)} levels of {tokens} tokens together, but offsets have "
             f"{offsets.shape[3]} levels and value has {value.shape[1]} tokens. Pass the (height, width) of every level."
         )
-    if impl not in ("xla", "pallas"):
-        raise ValueError(f"config.model.deform_attn is {impl!r}: use 'xla' (any device) or 'pallas' (NVIDIA GPU).")
-    if impl == "pallas" and jax.default_backend() != "gpu":
-        raise ValueError(
-            f"config.model.deform_attn is 'pallas', a GPU kernel, but JAX runs on {jax.default_backend()!r}. "
-            "Pass --config.model.deform_attn=xla, or install JAX with CUDA (the extra cuda12 or cuda13)."
-        )
-    return _attend(value, offsets, logits, references, level_sizes, impl)
+    kernel = runs_kernel(impl, value.dtype.name)
+    return _attend(value, offsets, logits, references, level_sizes, kernel, impl == "deterministic")
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _attend(value, offsets, logits, references, level_sizes, impl):
-    if impl == "pallas":
-        return _kernel()(value, offsets, logits, references, level_sizes)
-    return _forward(value, offsets, logits, references, level_sizes)
-
-
-def _kernel():
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _attend(value, offsets, logits, references, level_sizes, kernel, ordered):
+    del ordered  # the forward pass has no additions whose order could change
+    inputs = (value, offsets, logits, references)
+    definition = functools.partial(deform_attn_xla.forward, level_sizes=level_sizes)
+    if not kernel:
+        return definition(*inputs)
     from maskdino_kernels import ms_deform_attn  # here, so that the package works without Pallas
 
-    return ms_deform_attn
+    on_gpu = functools.partial(ms_deform_attn, level_sizes=level_sizes)
+    return jax.lax.platform_dependent(*inputs, cuda=on_gpu, default=definition)
 
 
-def _attend_forward(value, offsets, logits, references, level_sizes, impl):
+def _attend_forward(value, offsets, logits, references, level_sizes, kernel, ordered):
     # Only the arguments are kept for the backward pass: sample positions and weights are cheaper to compute again
     # than to store, six layers of them.
     inputs = (value, offsets, logits, references)
-    return _attend(*inputs, level_sizes, impl), inputs
+    return _attend(*inputs, level_sizes, kernel, ordered), inputs
 
 
-def _attend_backward(level_sizes, impl, inputs, grad):
-    del impl  # one backward for all forwards
-    value, *position_inputs = inputs
-    samples, pull = jax.vjp(functools.partial(_samples, level_sizes=level_sizes), *position_inputs)
-    grad_value, grad_samples = _backward(value, samples, level_sizes, grad)
-    return grad_value, *pull(grad_samples)
+def _attend_backward(level_sizes, kernel, ordered, inputs, grad):
+    definition = functools.partial(deform_attn_xla.backward, level_sizes=level_sizes, ordered=ordered)
+    if ordered or not kernel:
+        return definition(*inputs, grad)
+    from maskdino_kernels import ms_deform_attn_backward
+
+    on_gpu = functools.partial(ms_deform_attn_backward, level_sizes=level_sizes)
+    return jax.lax.platform_dependent(*inputs, grad, cuda=on_gpu, default=definition)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _samples(offsets, logits, references, level_sizes):
-    """Pixel coordinates x and y, and weight, of every sample: three float32 arrays [l * p, b, m, q]."""
-    offsets, logits, references = (a.astype(jnp.float32) for a in (offsets, logits, references))
-    b, q, m, levels, p, _ = offsets.shape
-    sizes = jnp.array([(width, height) for height, width in level_sizes], jnp.float32)[:, None]  # [l, 1, (x, y)]
-    references = references[:, :, None, None, None]
-    if references.shape[-1] == 2:
-        pixels = references * sizes + offsets - 0.5
-    else:
-        centres, extents = references[..., :2], references[..., 2:]
-        pixels = (centres + offsets * extents * (0.5 / p)) * sizes - 0.5
-    points = pixels.reshape(b, q, m, levels * p, 2).transpose(4, 3, 0, 2, 1)
-    return points[0], points[1], jax.nn.softmax(logits, axis=-1).transpose(3, 0, 2, 1)
+def runs_kernel(impl: str, dtype: str) -> bool:
+    """Whether `impl` means the GPU kernel for values of type `dtype` on the machine at hand.
 
-
-def _neighbours(x: Array, size: Array) -> Iterator[tuple[Array, Array, Array]]:
-    """The two pixels beside a coordinate on one axis: index, weight and derivative of the weight by the coordinate.
-
-    Pixels beyond the border get weight and derivative zero and the index of a pixel that exists.
+    Raises:
+        ValueError: `impl` is unknown, or is `pallas` where that does not run.
     """
-    x = jnp.clip(x, -2, size + 1)  # both are outside from here on; larger numbers do not fit into integers
-    lower = jnp.floor(x).astype(jnp.int32)
-    upper_weight = x - lower
-    for index, weight, slope in ((lower, 1 - upper_weight, -1.0), (lower + 1, upper_weight, 1.0)):
-        inside = (index >= 0) & (index < size)
-        yield jnp.clip(index, 0, size - 1), jnp.where(inside, weight, 0), jnp.where(inside, slope, 0)
+    if impl not in IMPLS:
+        raise ValueError(
+            f"config.model.deform_attn is {impl!r}: use 'auto', 'xla' (any device), 'pallas' (NVIDIA GPU) or "
+            "'deterministic' (any device, gradients that repeat bit for bit)."
+        )
+    on_gpu = jax.default_backend() == "gpu"
+    if impl == "pallas":
+        reason = _unsupported(dtype) if on_gpu else f"JAX runs on {jax.default_backend()!r}"
+        if reason:
+            raise ValueError(
+                f"config.model.deform_attn is 'pallas', a GPU kernel, but {reason}. "
+                "Pass --config.model.deform_attn=auto, or install JAX with CUDA (the extra cuda12 or cuda13)."
+            )
+        return True
+    return impl != "xla" and on_gpu and _kernel_agrees(dtype)
 
 
-def _levels(level_sizes, points):
-    """Height, width and first token of the level that each of the l * p samples of a head looks at."""
-    rows, start = [], 0
-    for height, width in level_sizes:
-        rows += [(height, width, start)] * points
-        start += height * width
-    return tuple(jnp.array(column, jnp.int32) for column in zip(*rows, strict=True))
+def _unsupported(dtype: str) -> str | None:
+    from maskdino_kernels import unsupported  # here, so that the package works without Pallas
+
+    return unsupported(dtype)
 
 
-# Rows of channels by token index, separately for each image and head. As batch axes of one gather, images stay on the
-# device that holds them.
-_gather = jax.vmap(jax.vmap(lambda rows, index: rows.at[index].get(mode="promise_in_bounds")))
-_scatter_add = jax.vmap(jax.vmap(lambda rows, index, x: rows.at[index].add(x, mode="promise_in_bounds")))
+@functools.cache
+def _kernel_agrees(dtype: str) -> bool:
+    """Whether the kernel runs on this GPU and gives the definition's numbers. Says in the log what runs, once."""
+    device = jax.local_devices()[0].device_kind
+    reason = _unsupported(dtype)
+    if not reason:
+        # The caller is being traced. A thread of its own computes numbers at once, whatever meshes are set there.
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            reason = pool.submit(_disagreement, dtype).result()
+    if reason:
+        logging.warning("Deformable attention of %s values runs as plain XLA on %s: %s.", dtype, device, reason)
+    else:
+        logging.info("Deformable attention of %s values runs as a Pallas kernel on %s.", dtype, device)
+    return not reason
 
 
-def _forward(value, offsets, logits, references, level_sizes):
-    # One sample of all queries at a time: gathering all of them at once would make an array of l * p * 4 times the
-    # size of the result, 23 GB in a layer of 16 images of 1024 x 1024.
-    b, q, m, _, p, _ = offsets.shape
-    rows = value.transpose(0, 2, 1, 3)
+def _disagreement(dtype: str) -> str | None:
+    """What is wrong with the kernel's result or gradients on a small example."""
+    level_sizes, rng = ((6, 5), (3, 2)), np.random.default_rng(0)
+    shapes = ((2, 36, 2, 32), (2, 40, 2, 2, 2, 2), (2, 40, 2, 4), (2, 40, 4))
+    value, *rest = (rng.uniform(-1, 1, size=shape).astype(np.float32) for shape in shapes)
+    inputs = (value.astype(dtype), *rest)
 
-    def add_sample(total, sample):
-        (x, y, weight), (height, width, start) = sample
-        for row, weight_y, _ in _neighbours(y, height):
-            for column, weight_x, _ in _neighbours(x, width):
-                found = _gather(rows, start + row * width + column)
-                total += (weight * weight_y * weight_x)[..., None] * found.astype(jnp.float32)
-        return total, None
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(kernel, *inputs):
+        out, pull = jax.vjp(lambda *x: _attend(*x, level_sizes, kernel, False), *inputs)
+        return out, *pull(out)
 
-    samples = _samples(offsets, logits, references, level_sizes)
-    zeros = jnp.zeros((b, m, q, value.shape[-1]), jnp.float32)
-    total, _ = jax.lax.scan(add_sample, zeros, (samples, _levels(level_sizes, p)))
-    return total.transpose(0, 2, 1, 3).reshape(b, q, -1).astype(value.dtype)
-
-
-def _backward(value, samples, level_sizes, grad):
-    """Gradients by `value` and by the three arrays of `_samples`, given the gradient by the result."""
-    b, t, m, d = value.shape
-    rows = value.transpose(0, 2, 1, 3)
-    grad = grad.astype(jnp.float32).reshape(b, -1, m, d).transpose(0, 2, 1, 3)
-
-    def pull_sample(grad_rows, sample):
-        (x, y, weight), (height, width, start) = sample
-        by_x, by_y, by_weight = 0.0, 0.0, 0.0
-        for row, weight_y, slope_y in _neighbours(y, height):
-            for column, weight_x, slope_x in _neighbours(x, width):
-                token = start + row * width + column
-                found = _gather(rows, token).astype(jnp.float32)
-                # A dot product: XLA's CPU backend adds up a product's last axis several times slower.
-                agreement = jnp.einsum("bmqd,bmqd->bmq", found, grad, precision=jax.lax.Precision.HIGHEST)
-                by_weight += weight_y * weight_x * agreement
-                by_x += weight_y * slope_x * agreement
-                by_y += slope_y * weight_x * agreement
-                grad_rows = _scatter_add(grad_rows, token, (weight * weight_y * weight_x)[..., None] * grad)
-        return grad_rows, (weight * by_x, weight * by_y, by_weight)
-
-    points = samples[0].shape[0] // len(level_sizes)
-    zeros = jnp.zeros((b, m, t, d), jnp.float32)
-    grad_rows, grad_samples = jax.lax.scan(pull_sample, zeros, (samples, _levels(level_sizes, points)))
-    return grad_rows.transpose(0, 2, 1, 3).astype(value.dtype), grad_samples
+    try:
+        actual, expected = ([np.asarray(a, np.float32) for a in run(kernel, *inputs)] for kernel in (True, False))
+    except Exception as error:  # a compiler that fails may raise anything
+        return f"the kernel does not run: {type(error).__name__} {' '.join(str(error).split())[:200]}"
+    errors = [float(np.abs(a - e).max() / np.abs(e).max()) for a, e in zip(actual, expected, strict=True)]
+    if not max(errors) <= TOLERANCE.get(dtype, 2e-2):  # also when an error is NaN
+        return f"the kernel is wrong there, relative errors {errors} of the result and its gradients"
+    return None

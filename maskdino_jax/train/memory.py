@@ -49,6 +49,7 @@ def abstract_batch(config: Config) -> Batch:
         ),
         records=shape((b,), jnp.int32),
         dropped=shape((b,), jnp.int32),
+        skipped=shape((b,), jnp.int32),
     )
 
 

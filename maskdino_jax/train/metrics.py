@@ -1,15 +1,18 @@
 """Where training numbers go: one line on the console, `metrics.jsonl`, and TensorBoard."""
 
+import contextlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
 from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
+
+from maskdino_jax.losses.matcher import seconds_on_host
 
 
 class MetricWriter:
@@ -42,24 +45,41 @@ class MetricWriter:
 
 
 class Progress:
-    """Rate and remaining time of a run, measured since the last report so that compilation and evaluation stay out."""
+    """Rate and remaining time of a run, measured since the last report so that compilation and evaluation stay out.
+
+    The clock is one that never goes back, whatever happens to the time of the day.
+    """
 
     def __init__(self, total: int, batch_size: int) -> None:
         self._total, self._batch = total, batch_size
         self._step: int | None = None
-        self._since = 0.0
+        self._since = self._matching = 0.0
+        self._waited = {"data": 0.0, "device": 0.0}
 
     def restart(self, step: int) -> None:
         """Start measuring at `step`."""
-        self._step, self._since = step, time.monotonic()
+        self._step, self._since, self._matching = step, time.monotonic(), seconds_on_host()
+        self._waited = dict.fromkeys(self._waited, 0.0)
+
+    @contextlib.contextmanager
+    def waiting(self, name: str) -> Iterator[None]:
+        """Around what waits for `data` or for the `device`."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waited[name] += time.monotonic() - start
 
     def report(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Log one line and return the rate in images per second, if any step was measured."""
+        """Log one line and return the rate in images per second and where a step's time goes, if any was measured."""
         rate = {}
         speed = ""
         if self._step is not None and step > self._step:
-            seconds = (time.monotonic() - self._since) / (step - self._step)
+            steps = step - self._step
+            seconds = max(time.monotonic() - self._since, 1e-9) / steps
             rate = {"images_per_second": self._batch / seconds, "seconds_per_step": seconds}
+            rate |= {f"seconds_{name}": waited / steps for name, waited in self._waited.items()}
+            rate["seconds_matching"] = (seconds_on_host() - self._matching) / steps
             remaining = int(seconds * (self._total - step))
             eta = f"{remaining // 3600}:{remaining // 60 % 60:02d}:{remaining % 60:02d}"
             speed = f", {rate['images_per_second']:.2f} images/s, {seconds:.2f} s/step, ETA {eta}"

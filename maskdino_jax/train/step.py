@@ -1,16 +1,17 @@
 """One optimizer step as a pure, sharded function of the training state and a batch."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from maskdino_jax.config import Config
 from maskdino_jax.losses.criterion import criterion
+from maskdino_jax.meshes import images_sharding, replicated, state_sharding
 from maskdino_jax.model import ModelSpec
 from maskdino_jax.structures import Batch
 from maskdino_jax.train.optimizer import build_optimizer, learning_rate
@@ -29,9 +30,15 @@ def init_state(spec: ModelSpec, config: Config) -> State:
     return state
 
 
+def image_keys(seed: int, step: jax.Array, count: int) -> jax.Array:
+    """A key for each of the `count` images of a batch, its own at every step."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(lambda image: jax.random.fold_in(key, image))(jnp.arange(count))
+
+
 def _parts(batch: Any, count: int, mesh: Mesh) -> Any:
     """Split arrays of a batch into `count` equal parts on a leading axis; each device keeps the images it has."""
-    sharding = NamedSharding(mesh, P(None, "data"))
+    sharding = images_sharding(mesh, axis=1)
 
     def split(x: jax.Array) -> jax.Array:
         parts = x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
@@ -41,7 +48,7 @@ def _parts(batch: Any, count: int, mesh: Mesh) -> Any:
 
 
 def build_train_step(spec: ModelSpec, config: Config, mesh: Mesh) -> Callable[[State, Batch], tuple[State, Metrics]]:
-    """The jitted step. The state is replicated and donated, the batch is split over the mesh axis `data`.
+    """The jitted step. The state, placed as `meshes.state_sharding` says, is donated; all devices divide the images.
 
     Randomness is a function of (seed, step, place in the batch) alone, and all divisors are those of the whole batch:
     neither the number of devices nor that of accumulated parts changes loss or gradient (but for trained batch norm,
@@ -50,6 +57,7 @@ def build_train_step(spec: ModelSpec, config: Config, mesh: Mesh) -> Callable[[S
     """
     optimizer = build_optimizer(config.optimizer)
     train = config.train
+    placed = state_sharding(jax.eval_shape(functools.partial(init_state, spec, config)), mesh)
 
     def loss(
         params: Any, frozen: Any, batch: Batch, keys: jax.Array, counts: jax.Array
@@ -63,11 +71,11 @@ def build_train_step(spec: ModelSpec, config: Config, mesh: Mesh) -> Callable[[S
         return total, (terms, spec.frozen(model))
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        key = jax.random.fold_in(jax.random.key(train.seed), state["step"])
-        keys = jax.vmap(lambda image: jax.random.fold_in(key, image))(jnp.arange(len(batch.images)))
+        keys = image_keys(train.seed, state["step"], len(batch.images))
         counts = batch.targets.valid.sum(axis=1)
         grad = jax.value_and_grad(loss, has_aux=True)
-        part = lambda images, keys: grad(state["params"], state["frozen"], images, keys, counts)
+        params = jax.lax.with_sharding_constraint(state["params"], replicated(mesh))
+        part = lambda images, keys: grad(params, state["frozen"], images, keys, counts)
         if train.accumulate == 1:
             (total, (terms, frozen)), gradients = part(batch, keys)
         else:
@@ -78,6 +86,7 @@ def build_train_step(spec: ModelSpec, config: Config, mesh: Mesh) -> Callable[[S
             ((total, (terms, frozen)), gradients), _ = jax.lax.scan(add, zeros, parts)
             frozen = jax.tree.map(lambda x: x / train.accumulate, frozen)  # every part started from the same
 
+        gradients = jax.lax.with_sharding_constraint(gradients, placed["params"])
         norm = optax.tree.norm(gradients)
         updates, opt = optimizer.update(gradients, state["opt"], state["params"])
         new = {**state, "params": optax.apply_updates(state["params"], updates), "opt": opt}
@@ -96,8 +105,9 @@ def build_train_step(spec: ModelSpec, config: Config, mesh: Mesh) -> Callable[[S
             "learning_rate": learning_rate(config.optimizer, state["step"]),
             "objects": batch.targets.valid.sum(),
             "objects_dropped": batch.dropped.sum(),
+            "records_skipped": batch.skipped.sum(),
         }
         return new, metrics
 
-    whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-    return jax.jit(step, donate_argnums=0, in_shardings=(whole, split), out_shardings=(whole, whole))
+    shardings = {"in_shardings": (placed, images_sharding(mesh)), "out_shardings": (placed, replicated(mesh))}
+    return jax.jit(step, donate_argnums=0, **shardings)

@@ -76,7 +76,7 @@ def change(tables, path, value):
             "the mask's size is [8, 6], the image's [6, 8]. Correct one",
         ),
         (("annotations", 0, "segmentation"), [], "no image has an object to train on."),
-        (("categories", 0, "id"), 7, "category id 7 occurs twice"),
+        (("categories", 0, "id"), 7, "categories: id 7 occurs 2 times."),
     ],
 )
 def test_mistakes_in_an_instances_file_are_named(written_instances, path, value, message):

@@ -11,7 +11,7 @@ import pytest
 
 from maskdino_jax.config import DataConfig
 from maskdino_jax.data import open_dataset
-from maskdino_jax.data.files import exists, find, names_below, open_file, read_bytes
+from maskdino_jax.data.files import children, exists, find, is_folder, names_below, open_file, read_bytes
 
 
 @pytest.fixture
@@ -33,6 +33,54 @@ def test_members_are_files_and_folders(archive: Path):
     assert [exists(archive / name) for name in ("picture", "pictures/3.png")] == [False] * 2
     assert names_below(archive / "pictures", (".png",)) == ["2.png", "a/1.PNG"]
     assert names_below(archive, (".json",)) == ["top.json"]
+
+
+def test_a_folder_holds_folders_archives_and_files(archive: Path):
+    assert children(archive) == (["pictures"], ["top.json"])
+    assert children(archive / "pictures") == (["a"], ["2.png", "notes.txt"])
+    assert children(archive / "pictures/a") == ([], ["1.PNG"])
+    (archive.parent / "folder").mkdir()
+    (archive.parent / ".hidden").touch()
+    (archive.parent / "_shown.json").touch()
+    assert children(archive.parent) == (["folder", "pictures.zip"], ["_shown.json"])
+    folders = (archive, archive / "pictures", archive / "pictures/a", archive.parent, archive.parent / "folder")
+    assert all(is_folder(path) for path in folders)
+    assert not any(is_folder(path) for path in (archive / "top.json", archive / "a", archive.parent / "_shown.json"))
+
+
+def test_folders_of_an_archive_need_no_entry_of_their_own_and_may_have_one(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr("empty/", b"")
+        file.writestr("x/y/z/1.png", b"one")
+    path = tmp_path / "a.zip"
+    assert [is_folder(path / name) for name in ("empty", "x", "x/y", "x/y/z", "z")] == [True] * 4 + [False]
+    assert (children(path), children(path / "x")) == ((["empty", "x"], []), (["y"], []))
+    assert names_below(path, ("",)) == ["x/y/z/1.png"]
+
+
+def test_an_uncompressed_archive_in_an_archive_is_a_folder(archive: Path, tmp_path: Path):
+    outer = tmp_path / "outer.zip"
+    with zipfile.ZipFile(outer, "w") as file:
+        file.writestr("before.txt", b"0" * 999)
+        file.write(archive, "deep/pictures.zip", zipfile.ZIP_STORED)
+        file.write(archive, "packed.zip", zipfile.ZIP_DEFLATED)
+    inner = outer / "deep/pictures.zip"
+    assert read_bytes(inner / "pictures/a/1.PNG") == b"one"
+    with open_file(inner / "pictures/notes.txt") as file:
+        file.seek(-2, 2)
+        assert file.read() == b"ee"
+        file.seek(1)
+        assert file.read(2) == b"hr"
+    assert children(outer / "deep") == (["pictures.zip"], [])
+    assert names_below(inner, (".png",)) == ["pictures/2.png", "pictures/a/1.PNG"]
+    archive.rename(tmp_path / "elsewhere")
+    assert find(tmp_path, "pictures/2.png") == find(outer, "pictures/2.png") == inner / "pictures/2.png"
+    assert find(tmp_path, "pictures/3.png") is None
+    with pytest.raises(FileNotFoundError, match=r"pictures\.zip holds no pictures/3\.png"):
+        read_bytes(inner / "pictures/3.png")
+    message = r"outer\.zip holds packed\.zip compressed, .*: take that one archive out, .*`unzip -j .* packed\.zip -d "
+    with pytest.raises(ValueError, match=message):
+        read_bytes(outer / "packed.zip/top.json")
 
 
 def test_a_name_is_found_unpacked_first_then_at_the_top_of_an_archive_then_below_its_own_name(archive: Path):

@@ -9,7 +9,8 @@ from pycocotools import mask as coco_mask
 
 from maskdino_jax.config import DataConfig
 from maskdino_jax.data.geometry import Geometry
-from maskdino_jax.data.objects import Instances, Outline, RunLengths, Segments, mask_box
+from maskdino_jax.data.masks import mask_box
+from maskdino_jax.data.objects import Instances, Outline, RunLengths, Segments
 from maskdino_jax.data.runs import encode_runs
 from maskdino_jax.data.transforms import Draws, Example, draw, jitter
 

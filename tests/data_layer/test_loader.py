@@ -9,8 +9,8 @@ import pytest
 from absl import flags
 
 from maskdino_jax.data import eval_batches, open_dataset, prepare_image, train_batches
-from maskdino_jax.data.batching import unpack_mask
 from maskdino_jax.data.loader import epoch_order
+from maskdino_jax.data.masks import unpack_mask
 
 
 def take(config, count, start_step=0, **hosts):

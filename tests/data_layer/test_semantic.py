@@ -10,7 +10,7 @@ from PIL import Image
 
 from maskdino_jax.config import Config, DataConfig, SplitConfig
 from maskdino_jax.data import Catalog, eval_batches, open_dataset, train_batches
-from maskdino_jax.data.batching import unpack_mask
+from maskdino_jax.data.masks import unpack_mask
 
 # Labels of ADE20K: 0 unlabelled, 1 wall, 4 floor, 8 bed (a thing), 150 flag (a thing).
 LABELS = np.array(
@@ -84,6 +84,42 @@ def test_cityscapes_pairs_each_image_with_its_train_ids(tmp_path):
     assert dataset.image_id(0) == "ulm/ulm_000000_000019_leftImg8bit"
     np.testing.assert_array_equal(dataset.semantic_map(0), [[0, 18, 19], [11, 11, 0]])
     assert [dataset.catalog.names[label] for label in dataset[0].labels] == ["road", "person", "bicycle"]
+
+
+# Of cityscapesScripts: the train id of each label id.
+TRAIN_IDS = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13}
+TRAIN_IDS |= {27: 14, 28: 15, 31: 16, 32: 17, 33: 18}
+
+
+def test_without_train_ids_the_label_ids_of_cityscapes_say_the_same(tmp_path):
+    data = write_cityscapes(tmp_path)
+    stem = tmp_path / "gtFine/val/ulm/ulm_000000_000019_gtFine"
+    Image.fromarray(np.arange(34, dtype=np.uint8).reshape(2, 17)).save(f"{stem}_labelIds.png")
+    made = np.array([TRAIN_IDS.get(value, 255) for value in range(34)], np.uint8).reshape(2, 17)
+    Image.fromarray(made).save(f"{stem}_labelTrainIds.png")
+    dataset = open_dataset(data, "val")
+    assert dataset.pairs[0][1].endswith("labelTrainIds.png")
+    expected = dataset.semantic_map(0)
+    (tmp_path / f"{stem}_labelTrainIds.png").unlink()
+    without = open_dataset(data, "val")
+    assert without.pairs[0][1].endswith("labelIds.png")
+    np.testing.assert_array_equal(without.semantic_map(0), expected)
+    np.testing.assert_array_equal(without.semantic_map(0), np.where(made == 255, 19, made))
+    Image.fromarray(np.full((2, 3), 34, np.uint8)).save(f"{stem}_labelIds.png")
+    with pytest.raises(ValueError, match=r"labelIds\.png has pixels of value 34, which mean nothing"):
+        without.semantic_map(0)
+
+
+def test_train_ids_of_some_images_are_not_mixed_with_label_ids(tmp_path):
+    data = write_cityscapes(tmp_path)
+    more = "ulm/ulm_000000_000020"
+    Image.fromarray(np.zeros((2, 3, 3), np.uint8)).save(tmp_path / f"leftImg8bit/val/{more}_leftImg8bit.png")
+    with pytest.raises(ValueError, match=r"000020_leftImg8bit\.png has no labels: there is no .*labelTrainIds\.png"):
+        open_dataset(data, "val")
+    Image.fromarray(np.full((2, 3), 33, np.uint8)).save(tmp_path / f"gtFine/val/{more}_gtFine_labelIds.png")
+    dataset = open_dataset(data, "val")
+    assert [label.rpartition("_")[2] for _, label in dataset.pairs] == ["labelIds.png"] * 2
+    assert (dataset.semantic_map(1) == 18).all()
 
 
 def test_an_example_has_one_object_for_each_class_in_ascending_order(ade):

@@ -3,16 +3,23 @@
 import dataclasses
 import json
 import textwrap
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maskdino_jax.config import EvaluationConfig
+from maskdino_jax.data import Catalog
+from maskdino_jax.evaluation.average_precision import AveragePrecision
 from maskdino_jax.evaluation.evaluate import evaluate, metrics_table
-from maskdino_jax.evaluation.panoptic_quality import panoptic_quality
+from maskdino_jax.evaluation.mean_iou import MeanIoU
+from maskdino_jax.evaluation.panoptic_quality import PanopticQuality
+from maskdino_jax.evaluation.saved import score_panoptic
 from maskdino_jax.inference.postprocess import Postprocessor
-from tests.evaluation.blocks import blocks_config, perfect
+from maskdino_jax.inference.results import Instances, Panoptic, PanopticSegment
+from tests.evaluation.blocks import CATEGORIES, blocks_config, perfect
 
 
 @pytest.fixture
@@ -27,20 +34,18 @@ def test_perfect_predictions_score_one_in_every_metric(blocks, config, tmp_path)
         assert len(batch.records) == 2, "the images have different canvases, so that each batch has a row of filler"
         return jax.tree.map(jnp.asarray, perfect(blocks, batch))
 
-    on_result = lambda record, image, segments: seen.append((record, image.shape, segments))
+    on_result = lambda record, segments: seen.append((record, segments))
     metrics = evaluate(predict, blocks, config, tmp_path, on_result=on_result, log=lines.append)
     assert set(metrics) >= {"bbox/AP", "segm/AP", "panoptic_seg/PQ", "panoptic_seg/PQ_st", "sem_seg/mIoU"}
     assert {name: value for name, value in metrics.items() if not name.endswith("AR1")} == {
         name: pytest.approx(1, abs=1e-6) for name in metrics if not name.endswith("AR1")
     }, "one detection for each image cannot find two cars"
-    assert sorted((record, shape) for record, shape, _ in seen) == [(0, (32, 48, 3)), (1, (48, 32, 3))]
-    assert all(segments.panoptic.ids.shape == shape[:2] for _, shape, segments in seen)
+    assert sorted((record, segments.panoptic.ids.shape) for record, segments in seen) == [(0, (32, 48)), (1, (48, 32))]
     assert lines[-1].startswith("evaluated 2 of 2 images")
 
     saved = tmp_path / "panoptic_predictions.json"
-    assert panoptic_quality(blocks.panoptic_json, blocks.panoptic_dir, saved, saved.with_suffix(""))[
-        "panoptic_seg/PQ"
-    ] == pytest.approx(1)
+    again = score_panoptic(blocks.panoptic_json, blocks.panoptic_dir, saved, saved.with_suffix(""))
+    assert again["panoptic_seg/PQ"] == 1
     written = json.loads((tmp_path / "instances_predictions.json").read_text())
     assert {entry["image_id"] for entry in written} == {500, 501}
 
@@ -108,6 +113,75 @@ def test_a_task_without_ground_truth_is_an_error(blocks, config, task):
     config.inference.tasks = (task,)
     with pytest.raises(ValueError, match=f"take '{task}' out of config.inference.tasks"):
         evaluate(lambda batch: perfect(blocks, batch), dataclasses.replace(blocks, panoptic_dir=None), config)
+
+
+def test_the_config_chooses_the_engine_and_outlines(blocks, config, tmp_path):
+    score = lambda: evaluate(lambda batch: perfect(blocks, batch), blocks, config)
+    config.inference.tasks = ("instance",)
+    fast = score()
+    config.evaluation.engine = "pycocotools"
+    assert score() == fast
+    config.evaluation = EvaluationConfig(boundary=True)
+    metrics = score()
+    assert metrics["boundary/AP"] == pytest.approx(1)
+    assert {name: value for name, value in metrics.items() if not name.startswith("boundary")} == fast
+
+
+def test_memory_does_not_grow_with_the_data_set(tmp_path):
+    """Results of 100 masks take 600 kB for each image; some kB stay, what average precision needs of an image."""
+    height, width, count = 200, 240, 60
+    info = [{"id": 7, "category_id": 3, "iscrowd": 0}, {"id": 8, "category_id": 90, "iscrowd": 0}]
+    dataset = Repeated(catalog=Catalog.from_coco(CATEGORIES), info=info, count=count)
+    evaluators = AveragePrecision(dataset, tmp_path), PanopticQuality(dataset, tmp_path), MeanIoU(dataset)
+    sizes = []
+    tracemalloc.start()
+    for record in range(count):
+        noise = np.random.default_rng(record).random((100, height // 8, width // 8)) < 0.5
+        instances = Instances.from_masks(
+            noise.repeat(8, axis=1).repeat(8, axis=2),
+            scores=np.linspace(1, 0, 100, dtype=np.float32),
+            labels=np.zeros(100, np.int32),
+            boxes=np.tile(np.float32([0, 0, width, height]), (100, 1)),
+            queries=np.arange(100, dtype=np.int32),
+        )
+        ids = dataset.panoptic_map(record)
+        segments = tuple(PanopticSegment(id=n, label=2 * (n - 7), is_thing=n == 7, score=1, area=9) for n in (7, 8))
+        for evaluator, result in zip(evaluators, (instances, Panoptic(ids, segments), ids * 0), strict=True):
+            evaluator.add(record, result)
+        sizes.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    metrics = [evaluator.compute() for evaluator in evaluators]
+    assert metrics[1]["panoptic_seg/PQ"] == 1
+    assert instances.bits.nbytes == 600_000
+    assert (sizes[-1] - sizes[9]) / (count - 10) < 15_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeated:
+    """The same panoptic map again and again: left a thing, right stuff."""
+
+    catalog: Catalog
+    info: list
+    count: int
+    truths = frozenset({"panoptic", "semantic"})
+
+    def __len__(self):
+        return self.count
+
+    def image_id(self, record):
+        return record
+
+    def file_name(self, record):
+        return f"{record}.png"
+
+    def instances_truth(self):
+        return None
+
+    def panoptic_records(self, record):
+        return self.info
+
+    def panoptic_map(self, record):
+        return np.repeat(np.int32([7, 8]), 120)[None].repeat(200, axis=0)
 
 
 def test_table_of_metrics():

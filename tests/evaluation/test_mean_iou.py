@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from maskdino_jax.data.catalog import Catalog, Category
-from maskdino_jax.evaluation.mean_iou import MeanIoU, confusion, summarize
+from maskdino_jax.evaluation.mean_iou import MeanIoU, confusion, confusion_of_regions, summarize
 from maskdino_jax.evaluation.regions import Regions, read_ids, truth
 
 
@@ -19,15 +19,49 @@ def test_worked_example():
     found = np.array([[0, 0, 1, 1, 2, 1]])
     table = confusion(expected, found, 3)
     np.testing.assert_array_equal(table, [[2, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]])
+    of = lambda ids: Regions(ids, np.arange(3), np.arange(3), np.zeros(3, bool))
+    np.testing.assert_array_equal(confusion_of_regions(of(expected), of(found), 3), table)
     metrics = summarize(table, catalog("abc"))
     assert metrics == {
         "sem_seg/IoU-a": pytest.approx(2 / 3),
         "sem_seg/IoU-b": pytest.approx(1 / 3),
+        "sem_seg/ACC-a": pytest.approx(2 / 3),
+        "sem_seg/ACC-b": pytest.approx(1 / 2),
         "sem_seg/mIoU": pytest.approx(1 / 2),  # c is not in the ground truth
         "sem_seg/fwIoU": pytest.approx(3 / 5 * 2 / 3 + 2 / 5 * 1 / 3),
         "sem_seg/mACC": pytest.approx((2 / 3 + 1 / 2) / 2),
         "sem_seg/pACC": pytest.approx(3 / 5),
     }
+
+
+def test_cityscapes_has_its_own_names():
+    """Of 19 classes in 7 groups: road is found but for a tenth taken for sidewalk, a car is taken for a truck."""
+    classes = Catalog.named("cityscapes")
+    road, sidewalk, car, truck = map(classes.names.index, ("road", "sidewalk", "car", "truck"))
+    table = np.zeros((19, 20), int)
+    table[road, road], table[road, sidewalk], table[car, truck] = 90, 10, 50
+    metrics = summarize(table, classes)
+    assert metrics["sem_seg/mIoU"] == pytest.approx((0.9 + 0) / 2), "classes of the ground truth"
+    assert metrics["sem_seg/IoU"] == pytest.approx((0.9 + 0 + 0 + 0) / 4), "and those that are predicted"
+    assert metrics["sem_seg/IoU_sup"] == pytest.approx((1 + 1) / 2), "flat and vehicle"
+    everything = np.random.default_rng(0).integers(1, 100, (19, 20))
+    metrics = summarize(everything, classes)
+    assert metrics["sem_seg/IoU"] == pytest.approx(metrics["sem_seg/mIoU"], abs=1e-15)
+    assert not {"sem_seg/IoU", "sem_seg/IoU_sup"} & summarize(everything, catalog("abcdefghijklmnopqrs")).keys()
+
+
+def test_groups_of_cityscapes_by_the_official_formula():
+    """True positives of a group are all its pixels that go to any class of it; false ones come from other groups."""
+    classes = Catalog.named("cityscapes")
+    table = np.random.default_rng(1).integers(0, 100, (19, 20))
+    groups = [[0, 1], [2, 3, 4], [5, 6, 7], [8, 9], [10], [11, 12], [13, 14, 15, 16, 17, 18]]
+    found = []
+    for members in groups:
+        others = [label for label in range(19) if label not in members]
+        right = table[np.ix_(members, members)].sum()
+        missed = table[members].sum() - right
+        found.append(right / (right + missed + table[np.ix_(others, members)].sum()))
+    assert summarize(table, classes)["sem_seg/IoU_sup"] == pytest.approx(np.mean(found), abs=1e-15)
 
 
 def test_nothing_labelled_leaves_every_metric_out():

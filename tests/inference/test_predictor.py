@@ -63,7 +63,8 @@ CORNER = picture(64, 64, (slice(0, 32), slice(0, 32)))  # bucketed: on a canvas 
 
 @pytest.fixture(scope="module")
 def predictor():
-    return predictor_of()
+    """It returns what it is not sure of, too."""
+    return predictor_of(score_threshold=0)
 
 
 def same(one, other) -> bool:
@@ -116,7 +117,7 @@ def test_a_path_a_pil_image_and_an_array_are_the_same_image(predictor, tmp_path)
 
 @pytest.mark.parametrize("canvas", ["exact", "bucketed"])
 def test_the_canvas_changes_nothing(predictor, canvas):
-    other = predictor_of()
+    other = predictor_of(score_threshold=0)
     other.config.data.eval_canvas = canvas
     image = picture(50, 61, (slice(3, 20), slice(4, 44)))
     assert same(other(image), predictor(image))
@@ -153,6 +154,19 @@ def test_pixels_that_are_not_rgb_bytes_are_an_error(predictor, image):
 def test_weights_for_other_classes_than_the_catalogs_are_an_error():
     with pytest.raises(ValueError, match="for 3 classes but the catalog has 2"):
         Predictor(Brightness(num_classes=3), {}, CATALOG, config_of())
+
+
+def test_the_score_threshold_of_the_config_is_that_of_results_and_pictures(predictor):
+    """One query is sure of its class, the other is not."""
+    everything = predictor(SMALL)
+    sure, unsure = everything.instances.scores
+    assert unsure < 0.5 < sure
+    for threshold, count in ((0.0, 2), (0.5, 1), (0.99, 0)):
+        found = predictor_of(score_threshold=threshold)(SMALL)
+        assert len(found.instances) == len(found.of("instance")) == count
+    drawn = predictor_of().draw(SMALL, everything)
+    np.testing.assert_array_equal(drawn, predictor_of().draw(SMALL, predictor_of()(SMALL)))
+    assert (drawn != predictor.draw(SMALL, everything)).any(), "more instances without a threshold"
 
 
 def test_detection_finds_the_things_without_asking_for_masks():

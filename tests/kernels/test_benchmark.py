@@ -13,33 +13,39 @@ SCRIPT = pathlib.Path(__file__).parents[2] / "benchmarks" / "deform_attn.py"
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark_deform_attn", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(SCRIPT.parent))  # as it is when the script runs
+    try:
+        spec = importlib.util.spec_from_file_location("benchmark_deform_attn", SCRIPT)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up there
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(SCRIPT.parent))
     return module
 
 
-def test_smoke_run_writes_every_measurement(benchmark, tmp_path):
+def test_smoke_run_writes_every_measurement_and_a_table(benchmark, tmp_path):
     path = benchmark.main(["--smoke", f"--output={tmp_path}"])
     report = json.loads(path.read_text())
     assert report["command"] == f"python benchmarks/deform_attn.py --smoke --output={tmp_path}"
-    assert {"date", "device", "driver", "versions", "warmups", "repetitions", "input_sets"} < report.keys()
+    assert {"date", "device", "driver", "versions", "unit", "input_sets"} < report.keys()
     measured = {(row["name"], row["dtype"], row["pass"], row["implementation"]) for row in report["results"]}
-    both = ("forward", "forward+backward")
     assert measured == {
         (case.name, case.dtype, pass_, name)
         for case in benchmark.SMOKE_CASES
-        for pass_ in both
-        for name in ("pallas", "xla", "plain gather")
-        if (pass_, name) != ("forward+backward", "pallas")  # the interpreted kernel has no gradient
+        for pass_ in ("forward", "forward+backward")
+        for name in ("xla", "grid sample", "one gather")
     }
-    assert all(row["median_ms"] > 0 and row["iqr_ms"] >= 0 for row in report["results"])
+    assert all(row["median_ms"] > 0 and row["iqr_ms"] >= 0 and row["ratio"] > 0 for row in report["results"])
+    table = path.with_suffix(".md").read_text()
+    assert table.count("| decoder | 1 | bfloat16 |") == len(report["results"])
+    assert report["command"] in table
 
 
-def test_no_gpu_no_benchmark(benchmark, tmp_path, capsys):
+@pytest.mark.parametrize("mode", [[], ["--sweep"]])
+def test_no_gpu_no_benchmark(benchmark, tmp_path, capsys, mode):
     with pytest.raises(SystemExit):
-        benchmark.main([f"--output={tmp_path}"])
+        benchmark.main([*mode, f"--output={tmp_path}"])
     assert "JAX sees no GPU, only 'cpu'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -50,6 +56,28 @@ def test_wrong_implementation_is_not_timed(benchmark):
 
     with pytest.raises(RuntimeError, match="broken is wrong"):
         benchmark.check({"broken": doubled}, benchmark.SMOKE_CASES[0], backward=False)
+
+
+def test_floor_of_the_encoder_is_that_of_its_cache_lines_and_additions(benchmark):
+    encoder = benchmark.Case(name="", batch=16, queries=0, dtype="bfloat16")
+    rows = 16 * 21760 * 8 * 16 * 4  # images, queries, heads, samples, corners
+    lookups, additions = rows * 6.5 / 8 / (132 * 1.98e9), rows * 4 / (96 * 1.7e9)
+    assert benchmark.floor_ms(encoder, backward=False) == pytest.approx(1000 * lookups)
+    assert benchmark.floor_ms(encoder, backward=True) == pytest.approx(1000 * (lookups + additions))
+
+
+def test_sweep_writes_the_fastest_tile_of_each_workload(benchmark, tmp_path, monkeypatch):
+    times = iter([3.0, 1.0, 2.0, 5.0])
+    monkeypatch.setattr(benchmark, "SWEEP", [(16, 1), (32, 8)])
+    monkeypatch.setattr(benchmark, "check", lambda *args: None)
+    monkeypatch.setattr(benchmark, "measure", lambda *args: {"pallas": {"median_ms": next(times)}})
+    path = tmp_path / "tiles.json"
+    benchmark.sweep(path, benchmark.SMOKE_CASES, repetitions=1)
+    table = json.loads(path.read_text())
+    assert table["cpu"] == table["default"] | {
+        "forward, few queries": {"block": 32, "warps": 8},
+        "backward, few queries": {"block": 16, "warps": 1},
+    }
 
 
 @pytest.mark.parametrize(("queries", "expected"), [(0, 80), (50, 50)], ids=["encoder", "decoder"])

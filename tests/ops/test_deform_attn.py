@@ -289,7 +289,10 @@ def test_images_on_different_devices_stay_there():
     ("change", "message"),
     [
         ({"impl": "cuda"}, "config.model.deform_attn is 'cuda'.*xla.*pallas"),
-        ({"impl": "pallas"}, "config.model.deform_attn is 'pallas'.*JAX runs on 'cpu'.*--config.model.deform_attn=xla"),
+        (
+            {"impl": "pallas"},
+            "config.model.deform_attn is 'pallas'.*JAX runs on 'cpu'.*--config.model.deform_attn=auto",
+        ),
         ({"level_sizes": ((2, 2), (1, 1))}, "2 levels of 5 tokens.*1 levels and value has 6 tokens"),
         ({"level_sizes": ((2, 2),)}, "1 levels of 4 tokens.*value has 6 tokens"),
     ],

@@ -2,7 +2,7 @@
 
 As a program it is one of several processes that take the step together:
 
-    python -m tests.train.steps ADDRESS PROCESSES INDEX FILE
+    python -m tests.train.steps ADDRESS PROCESSES INDEX FSDP FILE
 """
 
 import pickle
@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding
 
 from maskdino_jax.config import Config
 from maskdino_jax.data import open_dataset, train_batches
+from maskdino_jax.meshes import make_mesh, replicated, state_sharding
 from maskdino_jax.model import ModelSpec
 from maskdino_jax.structures import Batch
 from maskdino_jax.train.loop import place
@@ -40,7 +40,7 @@ def sixteen_crops() -> Batch:
 
 def take_step(config: Config, devices: int, batch: Batch, *, poison: bool = False) -> State:
     """State and metrics after one step from the same random weights; `batch` is this process's part."""
-    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    mesh = make_mesh(config.mesh.fsdp, jax.devices()[:devices])
     spec = ModelSpec(config.model, num_classes=133)
     variables = random_variables(spec)
     if poison:
@@ -48,12 +48,15 @@ def take_step(config: Config, devices: int, batch: Batch, *, poison: bool = Fals
     state = {"step": jnp.int32(0), **variables, "opt": build_optimizer(config.optimizer).init(variables["params"])}
     if config.train.ema_decay:
         state["ema"] = variables["params"]
-    state = jax.tree.map(lambda x: _replicate(x, mesh), state)
-    return jax.device_get(build_train_step(spec, config, mesh)(state, place(batch, mesh)))
+    state = jax.tree.map(_place, state, state_sharding(state, mesh))
+    after, metrics = build_train_step(spec, config, mesh)(state, place(batch, mesh))
+    same = lambda x, sharding: x.sharding.is_equivalent_to(sharding, x.ndim)
+    assert all(jax.tree.leaves(jax.tree.map(same, after, state_sharding(after, mesh))))
+    return jax.device_get(jax.device_put((after, metrics), replicated(mesh)))
 
 
-def _replicate(x: jax.Array, mesh: Mesh) -> jax.Array:
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, P()), np.asarray(x))
+def _place(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+    return jax.make_array_from_callback(np.shape(x), sharding, lambda part: np.asarray(x)[part])
 
 
 def assert_same_step(found: State, expected: State) -> None:
@@ -75,11 +78,13 @@ def assert_same_step(found: State, expected: State) -> None:
     assert compared > 1000
 
 
-def main(address: str, processes: str, index: str, file: str) -> None:
+def main(address: str, processes: str, index: str, fsdp: str, file: str) -> None:
     jax.distributed.initialize(address, int(processes), int(index))
     size = 16 // int(processes)
     own = jax.tree.map(lambda x: x[int(index) * size :][:size], sixteen_crops())
-    done = take_step(smallest(batch_size=16), len(jax.devices()), own)
+    config = smallest(batch_size=16)
+    config.mesh.fsdp = int(fsdp)
+    done = take_step(config, len(jax.devices()), own)
     Path(file).write_bytes(pickle.dumps(done))
 
 

@@ -1,5 +1,6 @@
 """The loop around a step that only counts: when it saves, evaluates and stops."""
 
+import itertools
 import os
 import signal
 from collections.abc import Iterator
@@ -28,20 +29,29 @@ def _batches() -> Iterator[Batch]:
     index = 0
     while True:
         images = np.zeros((1, 8, 8, 3), np.uint8)
-        yield Batch(images=images, targets=targets, records=np.array([index]), dropped=np.zeros(1, np.int32))
+        yield Batch(
+            images=images,
+            targets=targets,
+            records=np.array([index]),
+            dropped=np.zeros(1, np.int32),
+            skipped=np.zeros(1, np.int32),
+        )
         index += 1
 
 
 class Counter:
     """Records what the loop asks for; the step adds one and may misbehave at a given step."""
 
-    def __init__(self, nan_at: int = 0, signal_at: int = 0) -> None:
+    def __init__(self, nan_at: int = 0, signal_at: int = 0, batches: Iterator[Batch] | None = None) -> None:
         self.saved: list[tuple[int, bool]] = []
         self.evaluated: list[int] = []
         self.nan_at, self.signal_at = nan_at, signal_at
+        self.batches = batches or _batches()
+        self.seen: list[Batch] = []
 
     def step(self, state: dict, batch: Batch) -> tuple[dict, dict]:
         step = int(state["step"]) + 1
+        self.seen.append(batch)
         if step == self.signal_at:
             os.kill(os.getpid(), signal.SIGTERM)
         loss = jnp.float32(np.nan if step == self.nan_at else step)
@@ -58,7 +68,7 @@ class Counter:
             return train(
                 {"step": jnp.int32(0)},
                 self.step,
-                _batches(),
+                self.batches,
                 config=config,
                 mesh=jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]),
                 writer=writer,
@@ -103,3 +113,65 @@ def test_a_nan_is_never_saved(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match="step 4"):
         counter.run(tmp_path, steps=100, log_every=50, checkpoint_every=4, eval_every=0)
     assert counter.saved == []
+
+
+class Watched:
+    """Batches that note how many steps have begun and been saved when each is read; the given one cannot be read."""
+
+    def __init__(self, broken: int = -1) -> None:
+        self.counter: Counter | None = None
+        self.read: list[tuple[int, int]] = []
+        self.broken, self._batches = broken, _batches()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        self.read.append((len(self.counter.seen), len(self.counter.saved)))
+        if len(self.read) - 1 == self.broken:
+            raise ValueError("this image is damaged")
+        return next(self._batches)
+
+
+def watched(broken: int = -1, **misbehaviour: int) -> tuple[Counter, Watched]:
+    batches = Watched(broken)
+    batches.counter = Counter(batches=batches, **misbehaviour)
+    return batches.counter, batches
+
+
+def test_the_next_batch_is_read_and_placed_once_a_step_has_begun(tmp_path: Path) -> None:
+    counter, batches = watched()
+    counter.run(tmp_path, steps=5, eval_every=0, checkpoint_every=1)
+    assert batches.read == [(0, 0), (1, 0), (2, 1), (3, 2), (4, 3)]  # none is read beyond the last step
+    assert [int(batch.records[0]) for batch in counter.seen] == [0, 1, 2, 3, 4]
+    assert all(isinstance(leaf, jax.Array) for batch in counter.seen for leaf in jax.tree.leaves(batch))
+
+
+def test_a_batch_that_cannot_be_read_stops_the_run_only_when_its_turn_has_come(tmp_path: Path) -> None:
+    """The third one: both steps before are finished, evaluated and saved."""
+    counter, batches = watched(broken=2)
+    with pytest.raises(ValueError, match="this image is damaged"):
+        counter.run(tmp_path, steps=5, eval_every=2, checkpoint_every=1)
+    assert len(batches.read) == 3
+    assert counter.saved == [(1, False), (2, True)]
+
+
+def test_a_nan_is_told_before_an_image_that_cannot_be_read(tmp_path: Path) -> None:
+    counter, _ = watched(broken=2, nan_at=2)
+    with pytest.raises(NonFiniteError, match="step 2"):
+        counter.run(tmp_path, steps=5, eval_every=0, checkpoint_every=1)
+
+
+def test_a_signal_ends_the_run_without_reading_on(tmp_path: Path) -> None:
+    counter, batches = watched(signal_at=3)
+    with pytest.raises(Interrupted):
+        counter.run(tmp_path, steps=9, eval_every=0, checkpoint_every=100)
+    assert counter.saved == [(3, False)]
+    assert len(batches.read) == 3
+
+
+def test_batches_that_come_to_an_end_do_so_at_the_step_that_has_none(tmp_path: Path) -> None:
+    counter = Counter(batches=itertools.islice(_batches(), 2))
+    with pytest.raises(StopIteration):
+        counter.run(tmp_path, steps=5, eval_every=0, checkpoint_every=1)
+    assert counter.saved == [(1, False), (2, False)]

@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from maskdino_jax.model import ModelSpec
 from maskdino_jax.structures import Batch
+from maskdino_jax.train.step import image_keys
 from tests.e2e.conftest import smallest
 from tests.train.steps import State, assert_same_step, sixteen_crops, take_step
 from tests.weights import random_variables
@@ -29,8 +31,11 @@ def whole(batch: Batch) -> State:
     return take_step(smallest(), 1, batch)
 
 
-def test_two_devices_take_the_step_of_one(batch: Batch, whole: State) -> None:
-    assert_same_step(take_step(smallest(), 2, batch), whole)
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_two_devices_take_the_step_of_one(fsdp: int, batch: Batch, whole: State) -> None:
+    config = smallest()
+    config.mesh.fsdp = fsdp
+    assert_same_step(take_step(config, 2, batch), whole)
 
 
 def test_four_parts_of_four_images_take_the_step_of_sixteen(batch: Batch, whole: State) -> None:
@@ -53,9 +58,9 @@ def test_bfloat16_takes_nearly_the_same_step_and_keeps_float32_state(batch: Batc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "devices"), [(1, 8), (2, 1), (2, 2)])
+@pytest.mark.parametrize(("processes", "devices", "fsdp"), [(1, 8, 1), (1, 8, 4), (2, 1, 1), (2, 2, 4)])
 def test_other_processes_and_devices_take_the_step_of_one(
-    processes: int, devices: int, whole: State, tmp_path: Path
+    processes: int, devices: int, fsdp: int, whole: State, tmp_path: Path
 ) -> None:
     """`devices` of each process."""
     with socket.socket() as free:
@@ -65,12 +70,17 @@ def test_other_processes_and_devices_take_the_step_of_one(
     files = [tmp_path / f"{index}.pickle" for index in range(processes)]
     command = [sys.executable, "-m", "tests.train.steps", address, str(processes)]
     running = [
-        subprocess.Popen([*command, str(index), str(file)], env=environment, cwd=Path(__file__).parents[2])
+        subprocess.Popen([*command, str(index), str(fsdp), str(file)], env=environment, cwd=Path(__file__).parents[2])
         for index, file in enumerate(files)
     ]
     assert [process.wait(timeout=300) for process in running] == [0] * processes
     for file in files:
         assert_same_step(pickle.loads(file.read_bytes()), whole)
+
+
+def test_every_image_of_every_step_draws_its_own_numbers() -> None:
+    draws = [jax.random.key_data(image_keys(seed, jnp.int32(step), 4)) for seed in (0, 1) for step in (0, 1)]
+    assert len(np.unique(np.concatenate(draws), axis=0)) == 16
 
 
 def test_a_step_that_is_not_finite_leaves_the_parameters(batch: Batch) -> None:
