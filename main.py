@@ -57,6 +57,8 @@ def main(arguments: list[str]) -> None:
 
     for library in ("absl", "jax"):  # Orbax, Grain and JAX tell a lot that is of use to their developers only
         logging.getLogger(library).setLevel(logging.WARNING)
+    # Its failures come with pages of tracebacks; the error that ends a run says what matters of them.
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     config: Config = _CONFIG.value
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
     given = config if _names_a_config(sys.argv) else None

@@ -313,7 +313,7 @@ def main(argv: list[str]) -> pathlib.Path:
     if args.sweep:
         sweep(args.output, [case for case in CASES if case.dtype == "bfloat16" and len(case.levels) == 4], 10)
         return args.output
-    cases, repetitions = (SMOKE_CASES, 2) if args.smoke else (CPU_CASES, 9) if args.cpu else (CASES, 50)
+    cases, repetitions = (SMOKE_CASES, 2) if args.smoke else (CPU_CASES, 15) if args.cpu else (CASES, 50)
     clock, unit = time.perf_counter, "a call, milliseconds"
     if args.cpu:  # other programs on the machine then do not count
         clock, unit = time.process_time, "a call, milliseconds of CPU time"

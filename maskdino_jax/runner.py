@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from maskdino_jax.config import Config, ConfigError, from_dict
 from maskdino_jax.data import Dataset, open_dataset, train_batches
 from maskdino_jax.data.check import check, require_same_classes
 from maskdino_jax.data.datasets import recognize
-from maskdino_jax.evaluation.evaluate import evaluate_augmented, metrics_table
 from maskdino_jax.evaluation.evaluate import evaluate as run_evaluation
+from maskdino_jax.evaluation.evaluate import evaluate_augmented, metrics_table
 from maskdino_jax.evaluation.gathering import on_own_devices
 from maskdino_jax.evaluation.report import LABEL_MAPS, About, Predictions, label_map_path, write_report
 from maskdino_jax.evaluation.submission import ImageList, submit

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ class Checkpoints:
         self._explanation = {"config": dataclasses.asdict(config), "catalog": dict(catalog)}
         self._best_metric = config.best_metric
         best = lambda metrics: metrics[config.best_metric]
+        _check_metrics(workdir / _FOLDER)
         self._manager = ocp.CheckpointManager(
             workdir.absolute() / _FOLDER,
             options=ocp.CheckpointManagerOptions(
@@ -41,7 +43,7 @@ class Checkpoints:
                         policies.LatestN(config.train.keep_checkpoints),
                         policies.BestN(get_metric_fn=best, n=1, keep_checkpoints_without_metrics=False),
                     ]
-                )
+                ),
             ),
         )
 
@@ -84,7 +86,10 @@ class Checkpoints:
             except _DAMAGE as error:
                 damaged[step] = error
             else:
-                self._set_aside(damaged)
+                for older, error in damaged.items():
+                    _set_aside(Path(self._manager.directory) / str(older), error)
+                if damaged:
+                    self._manager.reload()
                 return state
         step, error = next(iter(damaged.items()))
         raise ValueError(
@@ -98,17 +103,6 @@ class Checkpoints:
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         number = jax.device_put(jax.numpy.int32(step), abstract["step"].sharding)
         return {**abstract, **{name: restored[name] for name in items}, "step": number}
-
-    def _set_aside(self, damaged: Mapping[int, Exception]) -> None:
-        for step, error in damaged.items():
-            folder = Path(self._manager.directory) / str(step)
-            aside = next(name for name in _damaged_names(folder) if not name.exists())
-            logging.warning(
-                "%s is damaged (%s): continuing from an older checkpoint; it is now %s", folder, _short(error), aside
-            )
-            folder.rename(aside)
-        if damaged:
-            self._manager.reload()
 
     def wait(self) -> None:
         """Return when everything saved so far is on disk."""
@@ -141,9 +135,21 @@ def _short(error: Exception) -> str:
     return text if len(text) <= 300 else f"{text[:150]} ... {text[-150:]}"
 
 
-def _damaged_names(folder: Path) -> Iterator[Path]:
-    yield folder.with_name(f"{folder.name}.damaged")
-    yield from (folder.with_name(f"{folder.name}.damaged{count}") for count in itertools.count(2))
+def _set_aside(checkpoint: Path, error: Exception) -> None:
+    """Rename a damaged checkpoint, so that its step can be saved again."""
+    names = (checkpoint.with_name(f"{checkpoint.name}.damaged{count or ''}") for count in itertools.count())
+    aside = next(name for name in names if not name.exists())
+    logging.warning("%s is damaged (%s): it is now %s, and an older one serves", checkpoint, _short(error), aside)
+    checkpoint.rename(aside)
+
+
+def _check_metrics(folder: Path) -> None:
+    """Set aside checkpoints whose metrics are damaged: Orbax, which ranks by them, would not even begin."""
+    for path in folder.glob("*/metrics/metrics") if jax.process_index() == 0 else ():
+        try:
+            json.loads(path.read_bytes())
+        except ValueError as error:
+            _set_aside(path.parent.parent, error)
 
 
 def _trees(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ samples are sorted by the cell of four pixels that they lie in, and each cell ad
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 
 def add_samples(
@@ -61,7 +61,7 @@ def _add_to_level(x, y, weight, grad, height: int, width: int) -> Array:
     return pixels.reshape(height * width, -1)
 
 
-def _sum_cells(order: Int[Array, "n"], first: Int[Array, "c+1"], factors, grad) -> Array:
+def _sum_cells(order, first, factors, grad) -> Array:
     """Sums [4, c, d] over the samples `order[first[i]:first[i + 1]]` of cell i, times factors [n, 4] of its corners."""
     begin, end = first[:-1], first[1:]
 

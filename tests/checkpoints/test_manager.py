@@ -73,8 +73,8 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
     workdir: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     DAMAGES[damage](workdir / "checkpoints/4")
-    checkpoints = _open(workdir)
     with caplog.at_level(logging.WARNING):
+        checkpoints = _open(workdir)
         restored = checkpoints.restore_latest(_abstract())
     assert f"{workdir}/checkpoints/4 is damaged" in caplog.text
     assert int(restored["step"]) == 2

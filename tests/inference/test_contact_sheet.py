@@ -70,8 +70,8 @@ def test_a_quarter_of_each_picture_has_the_colour_of_its_object(kind):
 def test_boxes_are_drawn_without_tint_also_small_ones():
     sheet = contact_sheet(Uniform("boxes", 3))
     assert painted(sheet, RED) == 0
-    small = contact_sheet(Uniform("boxes", 1, part=20))  # 32 x 24 pixels, too small for a name
-    assert (small == RED).all(axis=-1).sum() == pytest.approx(2 * (32 + 24), abs=8)
+    small = contact_sheet(Uniform("boxes", 1, part=40))  # 16 x 12 pixels, too small for a name
+    assert (small == RED).all(axis=-1).sum() == pytest.approx(2 * (16 + 12), abs=8)
 
 
 def test_three_pictures_of_4_by_3_fill_a_row_and_the_next_ones_come_below():

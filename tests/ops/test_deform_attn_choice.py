@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from maskdino_jax.ops import deform_attn as door
+from maskdino_jax.ops import deform_attn_xla
 
 LEVEL_SIZES = ((3, 4), (2, 1))
+KERNELS = {name: getattr(maskdino_kernels, name) for name in ("ms_deform_attn", "ms_deform_attn_backward")}
 
 
 class Device:
@@ -39,18 +41,19 @@ def assert_same(actual, expected):
 
 @pytest.fixture
 def gpu(monkeypatch, caplog):
-    """A machine that says it has a GPU. Its kernels are interpreted; returns the names of those that were traced."""
+    """A machine that says it has a GPU, with the definition as its kernels; returns the names of those traced."""
     calls = []
 
-    def interpret(name, kernel):
-        def call(*args, **options):
-            calls.append(name)
-            return kernel(*args, **options, interpret=True)
+    def forward(*args, level_sizes):
+        calls.append("forward")
+        return deform_attn_xla.forward(*args, level_sizes)
 
-        monkeypatch.setattr(maskdino_kernels, name, call)
+    def backward(*args, level_sizes):
+        calls.append("backward")
+        return deform_attn_xla.backward(*args, level_sizes, False)
 
-    interpret("ms_deform_attn", maskdino_kernels.ms_deform_attn)
-    interpret("ms_deform_attn_backward", maskdino_kernels.ms_deform_attn_backward)
+    monkeypatch.setattr(maskdino_kernels, "ms_deform_attn", forward)
+    monkeypatch.setattr(maskdino_kernels, "ms_deform_attn_backward", backward)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "local_devices", lambda: [Device("9.0")])
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cuda, default: cuda(*args))
@@ -62,23 +65,32 @@ def gpu(monkeypatch, caplog):
 
 def test_auto_takes_the_kernels_after_they_have_agreed_and_says_so_once(gpu, caplog):
     inputs = random_inputs()
-    expected = jax.jit(functools.partial(attend_and_pull, "xla"))(*inputs)
+    jax.eval_shape(functools.partial(attend_and_pull, "xla"), *inputs)
     assert gpu == []
-    assert_same(jax.jit(functools.partial(attend_and_pull, "auto"))(*inputs), expected)
-    once = ["ms_deform_attn", "ms_deform_attn_backward"]
-    assert gpu == once * 2, "first on a small example, then on ours"
     jax.eval_shape(functools.partial(attend_and_pull, "auto"), *inputs)
-    assert gpu == once * 3
+    assert gpu == ["forward", "backward"] * 2, "first on a small example, then on ours"
+    jax.eval_shape(functools.partial(attend_and_pull, "auto"), *inputs)
+    assert gpu == ["forward", "backward"] * 3
+    jax.eval_shape(functools.partial(attend_and_pull, "deterministic"), *inputs)
+    assert gpu == ["forward", "backward"] * 3 + ["forward"]
     assert [r.getMessage() for r in caplog.records] == [
         "Deformable attention of float32 values runs as a Pallas kernel on NVIDIA H200."
     ]
 
 
-def test_auto_does_not_trust_a_kernel_with_wrong_numbers(gpu, caplog, monkeypatch):
-    kernel = maskdino_kernels.ms_deform_attn
-    monkeypatch.setattr(maskdino_kernels, "ms_deform_attn", lambda *args, **options: 1.1 * kernel(*args, **options))
-    with jax.disable_jit(False):
-        assert not door._choose_kernel("auto", "bfloat16")
+def test_the_kernels_agree_with_the_definition(gpu, monkeypatch):
+    for name, kernel in KERNELS.items():
+        monkeypatch.setattr(maskdino_kernels, name, functools.partial(kernel, interpret=True))
+    assert door._disagreement("float32") is None
+
+
+@pytest.mark.parametrize("name", ["ms_deform_attn", "ms_deform_attn_backward"])
+def test_auto_does_not_trust_a_kernel_with_wrong_numbers(gpu, caplog, monkeypatch, name):
+    kernel = getattr(maskdino_kernels, name)
+    monkeypatch.setattr(
+        maskdino_kernels, name, lambda *args, **options: jax.tree.map(lambda a: a * 1.1, kernel(*args, **options))
+    )
+    assert not door.runs_kernel("auto", "bfloat16")
     assert "runs as plain XLA on NVIDIA H200: the kernel is wrong there, relative errors" in caplog.text
 
 
@@ -87,7 +99,7 @@ def test_auto_falls_back_where_the_kernel_does_not_compile(gpu, caplog, monkeypa
         raise NotImplementedError("no such\ninstruction")
 
     monkeypatch.setattr(maskdino_kernels, "ms_deform_attn", broken)
-    assert not door._choose_kernel("auto", "float16")
+    assert not door.runs_kernel("auto", "float16")
     assert "plain XLA on NVIDIA H200: the kernel does not run: NotImplementedError no such instruction" in caplog.text
 
 
@@ -103,13 +115,13 @@ def test_unsupported_gpu_falls_back_with_a_message_unless_the_kernel_was_asked_f
     gpu, caplog, monkeypatch, capability, dtype, reason
 ):
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(capability)])
-    assert not door._choose_kernel("auto", dtype)
-    assert not door._choose_kernel("deterministic", dtype)
+    assert not door.runs_kernel("auto", dtype)
+    assert not door.runs_kernel("deterministic", dtype)
     assert [r.getMessage() for r in caplog.records] == [
         f"Deformable attention of {dtype} values runs as plain XLA on NVIDIA H200: {reason}."
     ]
     with pytest.raises(ValueError, match=f"'pallas'.*{reason}.*--config.model.deform_attn=auto"):
-        door._choose_kernel("pallas", dtype)
+        door.runs_kernel("pallas", dtype)
 
 
 def test_without_a_gpu_auto_is_the_definition_and_says_nothing(caplog):
@@ -152,5 +164,6 @@ def test_ordered_sums_of_one_pixel_full_of_samples():
     centre, offsets = np.full((1, q, 2), 0.5, np.float32), np.zeros((1, q, 1, 1, p, 2), np.float32)
     offsets[:, ::2] = 1e9  # far outside
     inputs = (np.ones((1, 1, 1, 4), np.float32), offsets, np.zeros((1, q, 1, p), np.float32), centre)
+    inputs = tuple(jnp.asarray(a) for a in inputs)
     _, pull = jax.vjp(lambda *x: door.deform_attn(*x, ((1, 1),), "deterministic"), *inputs)
     np.testing.assert_array_equal(pull(grad)[0][0, 0, 0], grad[0, 1::2].sum(axis=0))
