@@ -62,6 +62,7 @@ def main(arguments: list[str]) -> None:
     config: Config = _CONFIG.value
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
     given = config if _names_a_config(sys.argv) else None
+    found = None
     try:
         found = cluster.membership(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, os.environ)
         if found is not None:
@@ -88,7 +89,10 @@ def main(arguments: list[str]) -> None:
     except (ValueError, OSError, NonFiniteError) as error:
         # The message already says what to do; the traceback is for -v=1.
         logging.debug("traceback", exc_info=True)
-        sys.exit(f"{type(error).__name__}: {error}")
+        message = f"{type(error).__name__}: {error}"
+        if found is not None:
+            cluster.abandon(message)
+        sys.exit(message)
 
 
 def _names_a_config(arguments: list[str]) -> bool:

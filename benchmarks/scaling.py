@@ -1,4 +1,4 @@
-"""Weak scaling by simulation: how much of a step many GPUs lose by waiting for the slowest of them.
+"""Memory of the divided training state, and weak scaling by simulation: what many GPUs lose by waiting for each other.
 
     python -m benchmarks.scaling --root=datasets/coco
 
@@ -8,18 +8,25 @@ result. Each simulated step waits for the slowest matching of all GPUs, for the 
 backward pass does not hide, and, if a host's queue of batches has run dry, for its loader.
 """
 
+import functools
+import math
 import statistics
 import sys
 import time
 
+import jax
 import numpy as np
 from absl import app, flags
+from jax.sharding import AbstractMesh, AxisType
 from scipy.optimize import linear_sum_assignment
 
-from configs.coco_instance import get_config
+from configs.coco_panoptic import get_config
 from maskdino_jax.data import open_dataset
 from maskdino_jax.data.augmentation import augment
 from maskdino_jax.data.batching import sample
+from maskdino_jax.meshes import state_sharding
+from maskdino_jax.model import ModelSpec
+from maskdino_jax.train.step import init_state
 
 _ROOT = flags.DEFINE_string("root", "datasets/coco", "COCO folder; some images of it suffice.")
 _STEP = flags.DEFINE_float("step_ms", 215.0, "Assumed: a step of 16 images on one GPU, ms.")
@@ -56,6 +63,8 @@ def matching_seconds(rng: np.random.Generator) -> dict[int, float]:
 def loading_seconds() -> list[float]:
     """Times to make a training image, one core."""
     config = get_config("r50")
+    config.data.format, config.data.classes = "coco_instances", "coco_instances"
+    config.data.train.annotations = "annotations/instances_train2017.json"
     config.data.root = _ROOT.value
     dataset = open_dataset(config.data, "train")
     times = []
@@ -66,6 +75,16 @@ def loading_seconds() -> list[float]:
             sample(augment(dataset[record], rng, config.data), record, config.data.max_instances)
             times.append(time.perf_counter() - start)
     return times
+
+
+def state_mebibytes(model: str, fsdp: int) -> float:
+    """Parameters, optimizer state and moving average on each of `fsdp` devices that divide them."""
+    config = get_config(model)
+    config.train.ema_decay = 0.9999
+    state = jax.eval_shape(functools.partial(init_state, ModelSpec(config.model, 133), config))
+    mesh = AbstractMesh((1, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    leaves = zip(jax.tree.leaves(state), jax.tree.leaves(state_sharding(state, mesh)), strict=True)
+    return sum(math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, place in leaves) / 2**20
 
 
 def simulate(gpus: int, rng: np.random.Generator, matching: dict[int, float], loading: np.ndarray) -> np.ndarray:
@@ -93,6 +112,10 @@ def main(_: list[str]) -> None:
     rng = np.random.default_rng(0)
     matching, loading = matching_seconds(rng), np.array(loading_seconds())
     say = lambda text: sys.stdout.write(text + "\n")
+    say("| state on each device, MiB | fsdp=1 | 2 | 4 | 8 |\n|---|---|---|---|---|")
+    for model in ("r50", "swin_l"):
+        say(f"| {model} | " + " | ".join(f"{state_mebibytes(model, fsdp):.0f}" for fsdp in (1, 2, 4, 8)) + " |")
+    say("")
     say("measured: matching one set of 300 queries, objects: microseconds")
     say("  " + ", ".join(f"{count}: {1e6 * seconds:.0f}" for count, seconds in matching.items()))
     low, middle, high = np.percentile(1e3 * loading, (5, 50, 95))

@@ -26,7 +26,7 @@ OK, WARNING, ERROR = "ok", "warning", "error"
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _GIB = 2**30
 _LITTLE_MEMORY = 8  # GiB of the host; four loader processes and a training need about as much
-_INSTALL = "Install JAX for it: pip install 'maskdino-jax[cuda13]', or [cuda12] if the driver is older than 580"
+_INSTALL = "Install JAX for it, the extra cuda13 (pip install '.[cuda13]'), or cuda12 if the driver is older than 580"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from maskdino_jax import runner
 from maskdino_jax.checkpoints import torch_files
+from maskdino_jax.checkpoints.weights import open_weights
 from maskdino_jax.config import Config, ConfigError, from_dict
 from maskdino_jax.data.annotations import read_instances, read_json, read_panoptic
 from maskdino_jax.data.catalog import Catalog
@@ -311,6 +313,31 @@ def test_a_stored_config_is_taken_or_refused(tmp_path: Path, content: Any) -> No
 @few_and_many(mutated(CLASSES))
 def test_stored_classes_are_taken_or_refused(tmp_path: Path, content: Any) -> None:
     accepted_or_refused(lambda: Catalog.from_dict(content).is_thing)
+
+
+@few_and_many(damaged(json.dumps(STORED).encode()))
+def test_a_damaged_config_of_a_workdir_is_taken_or_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    accepted_or_refused(lambda: runner._claim(tmp_path, Config()))
+
+
+META = {"config": STORED, "catalog": CLASSES, "step": 2, "metrics": {"panoptic_seg/PQ": 0.5}}
+
+
+def _read_meta(workdir: Path, content: bytes) -> bool:
+    folder = workdir / "checkpoints/2/meta"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metadata").write_bytes(content)
+    return accepted_or_refused(lambda: open_weights(workdir, None))
+
+
+@few_and_many(damaged(json.dumps(META).encode()) | mutated(META).map(lambda content: json.dumps(content).encode()))
+def test_a_damaged_explanation_of_a_checkpoint_is_taken_or_refused(tmp_path: Path, content: bytes) -> None:
+    _read_meta(tmp_path, content)
+
+
+def test_a_sound_explanation_is_taken(tmp_path: Path) -> None:
+    assert _read_meta(tmp_path, json.dumps(META).encode())
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ def _read_meta(checkpoint: Path) -> dict[str, Any]:
 
 def _score(meta: Mapping[str, Any]) -> float:
     """The best metric of a checkpoint; below all others if it has none."""
-    score = (meta["metrics"] or {}).get(meta["config"].get("best_metric"), -1.0)
+    score = (meta["metrics"] or {}).get(str(meta["config"].get("best_metric")), -1.0)
     return score if isinstance(score, float) else -1.0
 
 

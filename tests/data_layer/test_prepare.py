@@ -65,7 +65,7 @@ def cityscapes(tmp_path: Path) -> Path:
     """One image of 4 x 6 pixels: road, a crowd of persons, two cars, a parking lot and a caravan that do not count."""
     numbers = np.full((4, 6), 7, np.int32)
     numbers[0, :2] = 24  # persons that are not told apart
-    numbers[1, 0:2], numbers[1:3, 3] = 26000, 26001
+    numbers[1, 0:2], numbers[1:3, 3] = 26000, 26300
     numbers[3, 0], numbers[3, 5], numbers[3, 4] = 9, 29000, 0
     folder = tmp_path / "gtFine/val/bonn"
     save(folder / "bonn_000001_000019_gtFine_instanceIds.png", numbers.astype(np.uint16))
@@ -255,10 +255,10 @@ def test_segments_of_cityscapes_are_stuff_crowds_and_objects(cityscapes: Path) -
         {"id": 7, "category_id": 7, "area": 15, "bbox": [0, 0, 6, 4], "iscrowd": 0},
         {"id": 24, "category_id": 24, "area": 2, "bbox": [0, 0, 2, 1], "iscrowd": 1},
         {"id": 26000, "category_id": 26, "area": 2, "bbox": [0, 1, 2, 1], "iscrowd": 0},
-        {"id": 26001, "category_id": 26, "area": 2, "bbox": [3, 1, 1, 2], "iscrowd": 0},
+        {"id": 26300, "category_id": 26, "area": 2, "bbox": [3, 1, 1, 2], "iscrowd": 0},
     ]
     pixels = read(cityscapes / f"gtFine/cityscapes_panoptic_val/{name}_gtFine_panoptic.png")
-    assert pixels[1, 3].tolist() == [26001 % 256, 26001 // 256, 0]
+    assert pixels[1, 3].tolist() == [26300 % 256, 26300 // 256, 0]
     assert pixels[3].tolist() == [[0, 0, 0], [7, 0, 0], [7, 0, 0], [7, 0, 0], [0, 0, 0], [0, 0, 0]]
     categories = {entry["id"]: entry for entry in content["categories"]}
     assert len(categories) == 19

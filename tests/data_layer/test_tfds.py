@@ -163,7 +163,15 @@ def test_the_truth_of_scene_parse_150_is_what_the_examples_show(root: Path) -> N
     assert [entry["category_id"] for entry in objects] == [7, 149, 149]
     assert [entry["area"] for entry in objects] == [72, 128, 18]
     assert [entry["bbox"] for entry in objects] == [[3, 2, 9, 8], [4, 12, 16, 8], [24, 12, 6, 3]]
-    assert [entry["id"] for entry in dataset.instances_truth()["annotations"]] == [1, 2, 3]
+    two_images = open_dataset(config(root, "scene_parse150/1.0.0"), "train").instances_truth()["annotations"]
+    assert [(entry["image_id"], entry["id"]) for entry in two_images] == [
+        (0, 1),
+        (0, 2),
+        (0, 3),
+        (1, 4),
+        (1, 5),
+        (1, 6),
+    ]
 
 
 def test_an_annotation_of_one_channel_is_a_label_image(root: Path) -> None:
@@ -184,8 +192,21 @@ def test_labels_beyond_the_class_list_are_an_error(root: Path) -> None:
         dataset.semantic_map(0)
 
 
+def test_classes_are_found_by_name_in_whatever_order_they_come(root: Path, tmp_path: Path) -> None:
+    for path in (root / "coco/2017_panoptic/1.1.0").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    labels = tmp_path / "panoptic_objects-label.labels.txt"
+    names = labels.read_text().splitlines()
+    labels.write_text("\n".join(names[::-1]))
+    usual = open_dataset(panoptic(root), "train")
+    turned = open_dataset(config(tmp_path.parent, tmp_path.name), "train")
+    ids = [entry.id for entry in Catalog.named("coco_panoptic").categories]
+    mirrored = dict(zip(ids, ids[::-1], strict=True))
+    mine, others = ([entry["category_id"] for entry in each.panoptic_records(0)] for each in (turned, usual))
+    assert mine == [mirrored[id] for id in others]
+
+
 def test_a_class_that_coco_does_not_have_is_an_error(root: Path, tmp_path: Path) -> None:
-    (tmp_path / "data").symlink_to(root)
     folder = tmp_path / "coco"
     folder.mkdir()
     for path in (root / "coco/2017_panoptic/1.1.0").iterdir():
