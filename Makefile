@@ -27,8 +27,8 @@ test-slow: install  ## minutes each
 test-gpu:  ## on a machine with an NVIDIA GPU; uses the present environment
 	MASKDINO_TEST_PLATFORM=cuda,cpu python3 -m pytest -m gpu
 
-bench-gpu:  ## on a machine with an NVIDIA GPU; writes docs/benchmarks
-	python3 benchmarks/deform_attn.py --output=docs/benchmarks
+bench-gpu:  ## on a machine with an NVIDIA GPU, at most 10 minutes; writes docs/benchmarks
+	timeout 600 python3 benchmarks/deform_attn.py --output=docs/benchmarks
 
 lint: install
 	$(VENV)/bin/ruff check .

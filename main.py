@@ -86,9 +86,12 @@ def main(arguments: list[str]) -> None:
             if _IMAGES.value is None:
                 raise app.UsageError("--mode=predict needs --images=FILE_OR_DIR.")
             runner.predict(Path(_CHECKPOINT.value or workdir), Path(_IMAGES.value), workdir, given)
-    except (ValueError, OSError, NonFiniteError) as error:
-        # The message already says what to do; the traceback is for -v=1.
-        logging.debug("traceback", exc_info=True)
+    except Exception as error:
+        explained = isinstance(error, ValueError | OSError | NonFiniteError)
+        if not explained and found is None:
+            raise
+        # These messages already say what to do; the traceback is for -v=1.
+        logging.log(logging.DEBUG if explained else logging.ERROR, "traceback", exc_info=True)
         message = f"{type(error).__name__}: {error}"
         if found is not None:
             cluster.abandon(message)

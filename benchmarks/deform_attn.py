@@ -43,6 +43,7 @@ HEADS, CHANNELS, POINTS = 8, 32, 4
 INPUT_SETS = 1 if "--cpu" in sys.argv else 4  # taken in turn, so that no run finds its input in the cache
 GATE_QUERIES = 512
 SECONDS, FEWEST = 3.0, 3  # measuring one implementation ends after so long and so often, or all repetitions
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 SWEEP = [(block, warps) for block in (16, 32, 64, 128) for warps in (1, 2, 4, 8)]
 # Largest norm of the error over the norm of the float64 result.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-3, "float16": 1e-3}

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from jax.stages import Compiled
 from PIL import Image
@@ -42,6 +43,7 @@ from maskdino_jax.train.profiler import Profiler
 from maskdino_jax.train.step import State, init_state
 from maskdino_jax.validation import differences, validate
 
+_COMPILATION = 3600  # seconds that processes wait for the one that compiles longest
 _CONFIG = "config.json"
 _ABOUT = "about.json"  # beside predictions: what they were made with
 _IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -79,6 +81,9 @@ def _compile(spec: ModelSpec, config: Config, mesh: Mesh) -> Compiled:
     logging.info("compiling the training step")
     step = compile_step(trace_step(spec, config, mesh), config, mesh)
     require_memory(forecast(step, mesh), config, mesh.size)
+    together = ocp.multihost.get_barrier_sync_fn()
+    if together is not None:  # several processes: one that compiles longer must not be taken for lost
+        together(key="maskdino_compiled", timeout_ms=_COMPILATION * 1000)
     return step
 
 
@@ -248,9 +253,10 @@ def _initial_state(spec: ModelSpec, config: Config, mesh: Mesh, checkpoints: Che
     shapes = jax.eval_shape(init)
     placed = state_sharding(shapes, mesh)
     if checkpoints.latest_step is not None:
-        logging.info("continuing from step %d", checkpoints.latest_step)
         place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-        return checkpoints.restore_latest(jax.tree.map(place, shapes, placed))
+        state = checkpoints.restore_latest(jax.tree.map(place, shapes, placed))
+        logging.info("continuing from step %d", int(state["step"]))
+        return state
     state = jax.jit(init, out_shardings=placed)()
     if config.train.init_from:
         variables = {"params": state["params"], "frozen": state["frozen"]}

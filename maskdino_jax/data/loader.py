@@ -46,7 +46,15 @@ class Batches(Iterator[T], Generic[T]):
         self._iterator = iterator
 
     def __next__(self) -> T:
-        return next(self._iterator)
+        try:
+            return next(self._iterator)
+        except RuntimeError as error:
+            if "Worker process was terminated" not in str(error):
+                raise
+            raise ChildProcessError(
+                "a loader process was ended from outside, most often for lack of memory: give fewer "
+                "--config.data.workers or a smaller --config.data.cache_mb. The same command continues."
+            ) from error
 
     def close(self) -> None:
         self._iterator.close()
