@@ -244,7 +244,7 @@ def _validate_evaluation(config: Config, require: Any) -> None:
     )
     sides = evaluation.tta_short_sides
     require(
-        not sides or ("semantic" in tasks and 1 <= min(sides) and max(sides) <= evaluation.tta_long_side),
+        not sides or ("semantic" in tasks and min(sides) >= 1 and max(sides) <= evaluation.tta_long_side),
         "evaluation.tta_short_sides",
         f"give pixels from 1 to evaluation.tta_long_side = {evaluation.tta_long_side}, and have 'semantic' in "
         "inference.tasks; or leave it empty.",
