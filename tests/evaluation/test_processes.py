@@ -30,6 +30,7 @@ def _together(processes: int, folder: Path) -> list[dict[str, float]]:
     return [json.loads((folder / f"metrics{index}.json").read_text()) for index in range(processes)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the processes would share the devices of this machine")
 def test_two_processes_have_the_metrics_and_the_files_of_one(tmp_path: Path) -> None:
     whole = run(tmp_path / "one")
