@@ -43,6 +43,7 @@ def _squares(tree: Any) -> jax.Array:
     return sum(jnp.mean(jnp.square(x)) for x in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "policies"), [("resnet", ("none", "transformer", "backbone")), ("swin", ("none", "all"))]
 )
