@@ -7,6 +7,7 @@ os.environ.setdefault("NPROC", "16")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 os.environ["JAX_PLATFORMS"] = os.environ.get("MASKDINO_TEST_PLATFORM", "cpu")
 
+import logging
 import tempfile
 from pathlib import Path
 
@@ -23,6 +24,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 TESTS = Path(__file__).parent
 SHARED = TESTS.parent.parent / "shared"
+
+
+@pytest.fixture(autouse=True)
+def absl_has_no_level() -> None:
+    """What `caplog` sees must not depend on the level that an earlier test or a library gave to absl's logger."""
+    logging.getLogger("absl").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
