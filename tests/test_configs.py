@@ -22,7 +22,7 @@ def module(name: str) -> ModuleType:
     return loaded
 
 
-NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
+NAMES = sorted(path.stem for path in CONFIGS.glob("[!_]*.py"))
 VARIANTS = [(name, variant) for name in NAMES for variant in module(name).VARIANTS]
 
 

@@ -34,7 +34,7 @@ def test_the_target_exists(target: str) -> None:
 
 
 def _main_flags() -> set[str]:
-    text = (ROOT / "main.py").read_text()
+    text = (ROOT / "maskdino_jax/cli.py").read_text()
     return set(re.findall(r"flags\.DEFINE_\w+\(\s*\"(\w+)\"", text)) | {"config"}
 
 
