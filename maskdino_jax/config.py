@@ -15,7 +15,7 @@ from typing import Any
 class BackboneConfig:
     """Residual network (He et al. 2016) or Swin Transformer (Liu et al. 2021), features at strides 4, 8, 16 and 32."""
 
-    kind: str = "resnet"  # resnet: bottleneck blocks | swin: windowed attention
+    kind: str = "resnet"  # resnet: bottleneck blocks | swin: windowed attention | MODULE:CLASS, docs/swap_a_part.md
     depths: tuple[int, ...] = (3, 4, 6, 3)  # blocks in res2..res5; (3, 4, 6, 3) is ResNet-50
     width: int = 64  # resnet: channels of the stem, res2..res5 have 4, 8, 16, 32 times as many; swin: channels of res2
     norm: str = "frozen_bn"  # resnet: frozen_bn, as in ImageNet | batch_norm, trained | group_norm, from scratch
@@ -27,6 +27,7 @@ class BackboneConfig:
 class EncoderConfig:
     """Deformable transformer encoder inside the pixel decoder (spec of Mask DINO, section 3.3 of the paper)."""
 
+    kind: str = "deformable"  # as in the paper | MODULE:CLASS of another pixel decoder, docs/swap_a_part.md
     layers: int = 6
     ffn_dim: int = 2048
     in_features: tuple[str, ...] = ("res3", "res4", "res5")  # backbone maps the encoder sees
@@ -39,6 +40,7 @@ class EncoderConfig:
 class DecoderConfig:
     """Transformer decoder with unified query selection."""
 
+    kind: str = "deformable"  # as in the paper | MODULE:CLASS of another decoder, docs/swap_a_part.md
     layers: int = 9
     ffn_dim: int = 2048
     num_queries: int = 300
@@ -89,7 +91,7 @@ class LossConfig:
     oversample_ratio: float = 3.0  # candidates for each uncertain point
     importance_ratio: float = 0.75  # share of the points that are chosen by uncertainty
     no_object_weight: float = 0.1  # of "no object" in the softmax class loss
-    matcher: str = "scipy"  # scipy: on the host, one callback a step | device: no round trip
+    matcher: str = "scipy"  # scipy: on the host, one callback a step | device: no round trip | MODULE:FUNCTION
     box_loss_things_only: bool = False  # True: boxes of stuff are not trained (paper, section 3.6)
     match_box_things_mean: bool = False  # True: stuff is matched with the mean box cost of things
 
@@ -194,6 +196,7 @@ class EvaluationConfig:
     tta_short_sides: tuple[int, ...] = ()  # eval, semantic: score the mean over these sizes in pixels besides
     tta_long_side: int = 3584  # pixels; the longer side is no more than this
     tta_flip: bool = True  # each size also mirrored
+    tta_instances: bool = False  # eval: score instances of the image and its mirror image, merged, besides
     submission: str = ""  # such as test-dev2017: write zip files for COCO's server under this name, score nothing
 
 

@@ -136,7 +136,7 @@ def evaluate(checkpoint: Path, workdir: Path, config: Config | None, *, label_ma
     variables = weights.load(replicated(mesh))
     with contextlib.closing(MetricWriter(workdir)) as writer:
         evaluation = _Evaluation(weights.spec, mesh, validation, config, workdir / "evaluation", writer)
-        augmented = bool(config.evaluation.tta_short_sides)
+        augmented = bool(config.evaluation.tta_short_sides) or config.evaluation.tta_instances
         results = evaluation.of(
             variables, weights.step, augmented=augmented, label_maps=label_maps, checkpoint=checkpoint
         )
@@ -301,7 +301,7 @@ class _Evaluation:
     ) -> dict[str, float]:
         """Metrics of weights from a `checkpoint` or, None, of the run itself.
 
-        `augmented`: semantic maps with test-time augmentation besides. `label_maps`: semantic maps are written as well.
+        `augmented`: with test-time augmentation besides. `label_maps`: semantic maps are written as well.
         """
         drawn: list[int] = []
         if jax.process_index() == 0:

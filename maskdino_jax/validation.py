@@ -41,7 +41,6 @@ _CHOICES = {
     "data.eval_canvas": ("bucketed", "exact"),
     "data.on_error": ("stop", "skip"),
     "data.augmentation": ("large_scale_jitter", "short_edge"),
-    "model.backbone.kind": ("resnet", "swin"),
     "model.backbone.norm": ("frozen_bn", "batch_norm", "group_norm"),
     "model.class_scores": ("sigmoid", "softmax"),
     "model.decoder.query_source": ("encoder", "learned"),
@@ -50,9 +49,16 @@ _CHOICES = {
     "model.denoising.mode": ("masks", "boxes", "none"),
     "model.deform_attn": ("auto", "xla", "pallas", "deterministic"),
     "model.dtype": ("float32", "bfloat16"),
-    "loss.matcher": ("scipy", "device"),
     "evaluation.engine": ("fast", "pycocotools"),
     "train.remat": ("none", "transformer", "backbone", "all"),
+}
+
+# Parts that come along; a user's own is MODULE:NAME.
+_PARTS = {
+    "model.backbone.kind": ("resnet", "swin"),
+    "model.encoder.kind": ("deformable",),
+    "model.decoder.kind": ("deformable",),
+    "loss.matcher": ("scipy", "device"),
 }
 
 _AT_LEAST_ONE = (
@@ -104,6 +110,9 @@ def validate(config: Config) -> Config:
 
     for path, choices in _CHOICES.items():
         require(flat[path] in choices, path, f"choose one of {', '.join(choices)}.")
+    for path, ours in _PARTS.items():
+        own = all(flat[path].partition(":"))
+        require(flat[path] in ours or own, path, f"choose one of {', '.join(ours)}, or your own as MODULE:NAME.")
     for path in _AT_LEAST_ONE:
         require(flat[path] >= 1, path, "give a whole number of at least 1.")
     for path in _SHARES:
@@ -241,6 +250,11 @@ def _validate_evaluation(config: Config, require: Any) -> None:
         not evaluation.boundary or (evaluation.engine == "fast" and "instance" in tasks),
         "evaluation.boundary",
         "outlines need evaluation.engine=fast and 'instance' in inference.tasks: give False.",
+    )
+    require(
+        not evaluation.tta_instances or bool({"instance", "detection"} & set(tasks)),
+        "evaluation.tta_instances",
+        "have 'instance' or 'detection' in config.inference.tasks.",
     )
     sides = evaluation.tta_short_sides
     require(

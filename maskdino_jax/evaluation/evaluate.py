@@ -13,6 +13,7 @@ from maskdino_jax.evaluation.loop import results
 from maskdino_jax.evaluation.mean_iou import MeanIoU
 from maskdino_jax.evaluation.panoptic_quality import PanopticQuality
 from maskdino_jax.inference.augmented import Augmented
+from maskdino_jax.inference.mirrored import Mirrored
 from maskdino_jax.inference.postprocess import Pending, Postprocessor
 from maskdino_jax.inference.results import Segments
 
@@ -81,30 +82,63 @@ def evaluate(
 def evaluate_augmented(
     predict: Predict, dataset: Dataset, config: Config, *, log: Callable[[str], None] = logger.info
 ) -> dict[str, float]:
-    """Score semantic maps that are averaged over the sizes of `config.evaluation.tta_short_sides` and mirror images.
+    """Score predictions from several views of each image, as `config.evaluation` asks.
+
+    Semantic maps are averaged over the sizes of `tta_short_sides` and mirror images; instances (`tta_instances`) are
+    those of the image and its mirror image, merged.
 
     Returns:
-        The metrics of `evaluate` for semantic maps, under `sem_seg_TTA/`.
+        The metrics of `evaluate` with the suffix `_TTA`, such as `sem_seg_TTA/mIoU` and `segm_TTA/AP`.
     """
-    semantic = dataclasses.replace(config.inference, tasks=("semantic",))
-    config = dataclasses.replace(config, inference=semantic)
-    evaluator = MeanIoU(dataset)
-    augmented = Augmented(predict, Postprocessor(dataset.catalog, config), config)
+    options, metrics = config.evaluation, {}
+    if options.tta_short_sides:
+        own = _with_task(config, "semantic")
+        views = Augmented(predict, Postprocessor(dataset.catalog, own), own)
+        metrics |= _scored(views, "semantic", MeanIoU(dataset), dataset, own, log)
+    if options.tta_instances:
+        task = "instance" if "instance" in config.inference.tasks else "detection"
+        own = _with_task(config, task)
+        # Things only, where a panoptic task makes plain instances so.
+        views = Mirrored(predict, Postprocessor(dataset.catalog, config), task, own.inference.detections_per_image)
+        evaluator = AveragePrecision(dataset, None, KINDS if task == "instance" else ("bbox",), options.engine)
+        metrics |= _scored(views, "instances", evaluator, dataset, own, log)
+    return {f"{group}_TTA/{name}": value for key, value in metrics.items() for group, name in [key.split("/", 1)]}
+
+
+def _with_task(config: Config, task: str) -> Config:
+    return dataclasses.replace(config, inference=dataclasses.replace(config.inference, tasks=(task,)))
+
+
+def _scored(
+    views: Augmented | Mirrored,
+    field: str,
+    evaluator: MeanIoU | AveragePrecision,
+    dataset: Dataset,
+    config: Config,
+    log: Callable[[str], None],
+) -> dict[str, float]:
+    """The metrics of `field` of the results that `views` give for every image."""
 
     def finish(pending: Pending) -> Segments:
-        segments = augmented.finish(pending)
-        evaluator.add(pending.record, segments.semantic)
+        segments = views.finish(pending)
+        evaluator.add(pending.record, getattr(segments, field))
         return segments
 
-    for _ in results(augmented.begin, finish, dataset, config, log):
+    for _ in results(views.begin, finish, dataset, config, log):
         pass
-    return {name.replace("sem_seg/", "sem_seg_TTA/"): value for name, value in evaluator.compute().items()}
+    return evaluator.compute()
 
 
 _TABLES = (
     (
         ("AP", "AP50", "AP75", "APs", "APm", "APl"),
-        (("boxes", "bbox/{}"), ("masks", "segm/{}"), ("outlines", "boundary/{}")),
+        (
+            ("boxes", "bbox/{}"),
+            ("masks", "segm/{}"),
+            ("outlines", "boundary/{}"),
+            ("boxes, augmented", "bbox_TTA/{}"),
+            ("masks, augmented", "segm_TTA/{}"),
+        ),
     ),
     (
         ("PQ", "SQ", "RQ"),

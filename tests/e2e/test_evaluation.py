@@ -33,10 +33,11 @@ def test_a_file_scores_what_its_conversion_scores(file: Path, tmp_path: Path) ->
     converted = runner.evaluate(tmp_path / "converted", tmp_path / "one", None)
     config = _config()
     config.evaluation.tta_short_sides, config.evaluation.tta_long_side = (64,), 96
+    config.evaluation.tta_instances = True
     direct = runner.evaluate(file, tmp_path / "two", config)
     assert {name: value for name, value in direct.items() if "TTA" not in name} == converted
     assert {name.partition("-")[0] for name in direct.keys() - converted.keys()} == {
-        f"sem_seg_TTA/{name}" for name in ("mIoU", "fwIoU", "mACC", "pACC", "IoU", "ACC")
+        name.partition("-")[0].replace("/", "_TTA/") for name in converted if name.startswith(("sem_", "bbox", "segm"))
     }
 
 
