@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from scipy.optimize import linear_sum_assignment
 
 from maskdino_jax.losses.assignment import assign
+from maskdino_jax.parts import find_part
 from maskdino_jax.structures import Matches
 
 LARGE = 1e9  # stands for a cost that is not finite, far beyond any real one
@@ -30,11 +31,12 @@ def match(cost: Float[Array, "l b q n"], counts: Int[Array, "b"], impl: str = "s
     very large: the loss will be non-finite as well, and reporting that is the business of the training loop.
 
     Args:
-        impl: `scipy` calls the host once; `device` is `assignment.assign`, which may choose otherwise among equals.
+        impl: `scipy` calls the host once; `device` is `assignment.assign`, which may choose otherwise among equals;
+            `MODULE:FUNCTION` takes `cost` and `counts` and returns the query of each target, [l, b, n], or -1.
     """
     cost = jax.lax.stop_gradient(cost)
-    solve = {"scipy": _on_host, "device": jax.vmap(jax.vmap(assign), in_axes=(0, None))}[impl]
-    query = solve(cost, counts)
+    ours = {"scipy": _on_host, "device": jax.vmap(jax.vmap(assign), in_axes=(0, None))}
+    query = find_part("loss.matcher", impl, ours)(cost, counts)
     return Matches(query=jnp.maximum(query, 0), valid=query >= 0)
 
 

@@ -23,14 +23,16 @@ from maskdino_jax.model.resnet import ResNet
 from maskdino_jax.model.swin import Swin
 from maskdino_jax.ops.boxes import logit
 from maskdino_jax.ops.extents import keep_inside
+from maskdino_jax.parts import find_part
 from maskdino_jax.structures import DenoisingPlan, Outputs, Targets, TrainOutputs
 
 # Mean and standard deviation of ImageNet, RGB on the scale 0 to 255.
 PIXEL_MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 PIXEL_STD = np.array([58.395, 57.12, 57.375], np.float32)
 
-
 _BACKBONES = {"resnet": ResNet, "swin": Swin}
+_PIXEL_DECODERS = {"deformable": PixelDecoder}
+_DECODERS = {"deformable": Decoder}
 
 
 def normalize(images: UInt8[Array, "b h w 3"], sizes: Int[Array, "b 2"] | None = None) -> Float[Array, "b h w 3"]:
@@ -46,13 +48,14 @@ class MaskDINO(nnx.Module):
         self.dtype = jnp.dtype(config.dtype)
         dim, num_queries = config.hidden_dim, config.decoder.num_queries
         kwargs = {"dtype": self.dtype, "rngs": rngs}
-        self.backbone = _BACKBONES[config.backbone.kind](config.backbone, **kwargs)
-        self.pixel_decoder = PixelDecoder(config, self.backbone.channels, **kwargs)
+        find = lambda part, ours: find_part(f"model.{part}.kind", getattr(config, part).kind, ours, nnx.Module)
+        self.backbone = find("backbone", _BACKBONES)(config.backbone, **kwargs)
+        self.pixel_decoder = find("encoder", _PIXEL_DECODERS)(config, self.backbone.channels, **kwargs)
         if config.decoder.query_source == "encoder":
             self.query_selection = QuerySelection(dim, num_queries, config.decoder.box_init, **kwargs)
         else:
             self.learned_queries = LearnedQueries(dim, num_queries, rngs=rngs)
-        self.decoder = Decoder(config, **kwargs)
+        self.decoder = find("decoder", _DECODERS)(config, **kwargs)
         self.heads = PredictionHeads(dim, num_classes + (config.class_scores == "softmax"), rngs=rngs)
         self.label_enc = nnx.Embed(num_classes, dim, embedding_init=nnx.initializers.normal(1.0), rngs=rngs)
         self.config = config
@@ -152,7 +155,7 @@ class MaskDINO(nnx.Module):
         self, memory: Float[Array, "b t d"], levels: Levels, mask_features: Float[Array, "b h4 w4 d"]
     ) -> Selection:
         if self.config.decoder.query_source == "learned":
-            return self.learned_queries(len(memory))
+            return self.learned_queries(memory.shape[0])
         return self.query_selection(memory, levels, mask_features, self.heads)
 
     def _denoising_queries(
