@@ -28,7 +28,8 @@ class Dataset(Protocol):
 
     @property
     def truths(self) -> frozenset[str]:
-        """What predictions can be compared with: "instances", "panoptic", "semantic"."""
+        """What predictions can be compared with: "instances", "panoptic", "semantic", and "objects", the numbers that
+        the pixels of Cityscapes have."""
         ...
 
     def __len__(self) -> int: ...
@@ -59,6 +60,10 @@ class Dataset(Protocol):
 
     def panoptic_map(self, index: int) -> Int[np.ndarray, "h w"]:
         """Segment id of each pixel, 0 is unlabelled; only with panoptic truth."""
+        ...
+
+    def object_numbers(self, index: int) -> Int[np.ndarray, "h w"]:
+        """Number of the object or of the label of each pixel; only with truth of objects."""
         ...
 
     def semantic_map(self, index: int) -> Int[np.ndarray, "h w"]:

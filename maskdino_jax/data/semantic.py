@@ -12,13 +12,13 @@ from maskdino_jax.data.catalog import Catalog
 from maskdino_jax.data.class_lists import ClassList
 from maskdino_jax.data.faults import DataError, Report, stop
 from maskdino_jax.data.files import names_below
-from maskdino_jax.data.images import image_size, load_image, load_labels
+from maskdino_jax.data.images import image_size, load_image, load_labels, load_numbers
 from maskdino_jax.data.objects import Segments
 from maskdino_jax.data.transforms import Example
 
 _IMAGE_TYPES = (".jpg", ".jpeg", ".png")
 _CITYSCAPES = "_leftImg8bit"  # end of the stem of an image; its labels have one of the next two instead
-_TRAIN_IDS, _LABEL_IDS = "_gtFine_labelTrainIds", "_gtFine_labelIds"
+_TRAIN_IDS, _LABEL_IDS, _INSTANCE_IDS = "_gtFine_labelTrainIds", "_gtFine_labelIds", "_gtFine_instanceIds"
 _ALL_LABEL_IDS = range(34)  # of Cityscapes; those that are no class of training are unlabelled
 Pairs: TypeAlias = tuple[tuple[str, str], ...]  # files of an image and of its labels, relative to the folders
 _UNKNOWN = -1  # class of pixel values that the class list does not have
@@ -33,6 +33,7 @@ class SemanticDataset:
     annotations: Path  # folder of label PNG
     pairs: Pairs
     classes_of_values: tuple[int, ...]  # class of each pixel value of a label PNG; `num_classes` is unlabelled
+    objects: tuple[str, ...] = ()  # Cityscapes: files of the numbers of objects; () unless all images have one
 
     @classmethod
     def read(cls, images: Path, labels: Path, classes: ClassList, *, report: Report = stop) -> "SemanticDataset":
@@ -62,18 +63,22 @@ class SemanticDataset:
             )
         if len(alone) == len(pairs):
             raise ValueError(f"{labels} has no labels for any image of {images}. Give the folder of the label PNG.")
+        pairs = tuple(pair for pair in pairs if pair[1] in found)
+        objects = tuple(_label_name(image, _INSTANCE_IDS) for image, _ in pairs)
+        numbered = all(name in found and Path(name).stem.endswith(_INSTANCE_IDS) for name in objects)
         return cls(
             catalog=classes.catalog,
             images=images,
             annotations=labels,
-            pairs=tuple(pair for pair in pairs if pair[1] in found),
+            pairs=pairs,
             classes_of_values=tuple(of_values.get(value, _UNKNOWN) for value in range(256)),
+            objects=objects if numbered else (),
         )
 
     @property
     def truths(self) -> frozenset[str]:
         """What predictions can be compared with, see `CocoDataset.truths`."""
-        return frozenset({"semantic"})
+        return frozenset({"semantic", "objects"} if self.objects else {"semantic"})
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -121,6 +126,14 @@ class SemanticDataset:
                 "unlabelled; Cityscapes labelTrainIds 0 to 18, 255 for unlabelled; or add the value to your list.",
             )
         return classes
+
+    def object_numbers(self, index: int) -> Int32[np.ndarray, "h w"]:
+        """Cityscapes: what each pixel has in `instanceIds`, from 1000 times its label on if it belongs to an object.
+
+        Raises:
+            ValueError: the PNG is damaged.
+        """
+        return load_numbers(self.annotations / self.objects[index])
 
     def __getitem__(self, index: int) -> Example:
         """The image as it is in its file, with one object for each class in it, by ascending class."""

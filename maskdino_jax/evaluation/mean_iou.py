@@ -3,7 +3,7 @@
 import threading
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from maskdino_jax.data.catalog import Catalog
 from maskdino_jax.data.dataset import Dataset
@@ -31,11 +31,14 @@ def confusion_of_regions(expected: Regions, found: Regions, classes: int) -> Int
     return table[:classes]
 
 
-def summarize(table: Int[np.ndarray, "k k_or_none"], catalog: Catalog) -> dict[str, float]:
+def summarize(
+    table: Int[np.ndarray, "k k_or_none"], catalog: Catalog, weighted: Float[np.ndarray, "3 k"] | None = None
+) -> dict[str, float]:
     """mIoU, frequency weighted IoU, mean and overall pixel accuracy; IoU and accuracy of each class. Fractions of one.
 
     Only classes of the ground truth count; those without a pixel there are left out, and so is everything if nothing
-    is labelled. The classes of Cityscapes have `IoU` and `IoU_sup` besides, see `cityscapes`.
+    is labelled. The classes of Cityscapes have `IoU` and `IoU_sup` besides, and with `weighted` pixels of their objects
+    `iIoU` and `iIoU_sup`, see `cityscapes`.
     """
     correct, expected, found = np.diag(table), table.sum(axis=1), table.sum(axis=0)[:-1]
     occurs = expected > 0
@@ -52,7 +55,7 @@ def summarize(table: Int[np.ndarray, "k k_or_none"], catalog: Catalog) -> dict[s
     present = [(position, catalog.names[position]) for position in np.flatnonzero(occurs)]
     metrics |= {f"IoU-{name}": iou[position] for position, name in present}
     metrics |= {f"ACC-{name}": correct[position] / expected[position] for position, name in present}
-    metrics |= cityscapes.summarize(table, catalog.names)
+    metrics |= cityscapes.summarize(table, catalog.names, weighted)
     return {f"sem_seg/{name}": float(value) for name, value in metrics.items()}
 
 
@@ -72,6 +75,7 @@ class MeanIoU:
         self._classes = dataset.catalog.num_classes
         self._lock = threading.Lock()
         self._table = np.zeros((self._classes, self._classes + 1), np.int64)
+        self._weighted = np.zeros((3, self._classes)) if "objects" in dataset.truths else None
 
     def add(self, record: int, result: Int[np.ndarray, "h w"]) -> None:
         """Count the pixels of one image's map of contiguous classes."""
@@ -79,10 +83,15 @@ class MeanIoU:
             expected = truth(self._dataset, record).classes(self._classes)
         else:
             expected = self._dataset.semantic_map(record)
-        table = confusion(expected, result, self._classes)
+        table, weighted = confusion(expected, result, self._classes), 0.0
+        if self._weighted is not None:
+            weighted = cityscapes.weighted_pixels(self._dataset.object_numbers(record), result, self._dataset.catalog)
         with self._lock:
             self._table += table
+            if self._weighted is not None:
+                self._weighted += weighted
 
     def compute(self) -> dict[str, float]:
         """All metrics, see `summarize`."""
-        return summarize(sum(gathered(self._table)), self._dataset.catalog)
+        weighted = None if self._weighted is None else sum(gathered(self._weighted))
+        return summarize(sum(gathered(self._table)), self._dataset.catalog, weighted)

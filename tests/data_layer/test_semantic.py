@@ -3,6 +3,7 @@
 import dataclasses
 import pickle
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from maskdino_jax.config import Config, DataConfig, SplitConfig
 from maskdino_jax.data import Catalog, eval_batches, open_dataset, train_batches
 from maskdino_jax.data.masks import unpack_mask
+from maskdino_jax.evaluation.mean_iou import MeanIoU
 
 # Labels of ADE20K: 0 unlabelled, 1 wall, 4 floor, 8 bed (a thing), 150 flag (a thing).
 LABELS = np.array(
@@ -84,6 +86,27 @@ def test_cityscapes_pairs_each_image_with_its_train_ids(tmp_path):
     assert dataset.image_id(0) == "ulm/ulm_000000_000019_leftImg8bit"
     np.testing.assert_array_equal(dataset.semantic_map(0), [[0, 18, 19], [11, 11, 0]])
     assert [dataset.catalog.names[label] for label in dataset[0].labels] == ["road", "person", "bicycle"]
+
+
+def test_objects_of_cityscapes_have_their_numbers_if_all_images_do(tmp_path):
+    data = write_cityscapes(tmp_path)
+    assert open_dataset(data, "val").truths == {"semantic"}
+    numbers = np.array([[7, 33001, 0], [24000, 24001, 7]], np.uint16)
+    Image.fromarray(numbers).save(tmp_path / "gtFine/val/ulm/ulm_000000_000019_gtFine_instanceIds.png")
+    dataset = open_dataset(data, "val")
+    assert dataset.truths == {"semantic", "objects"}
+    np.testing.assert_array_equal(dataset.object_numbers(0), numbers)
+    found = np.array([[0, 18, 0], [11, 12, 0]])
+    metrics = MeanIoU(dataset)
+    metrics.add(0, found)
+    scores = metrics.compute()
+    assert scores["sem_seg/iIoU"] == pytest.approx((1 + 1 / 2 + 0) / 3), "bicycle, persons, no rider"
+    assert scores["sem_seg/iIoU_sup"] == 1
+    second = "gtFine/val/ulm/ulm_000001_000019_gtFine_labelTrainIds.png"
+    shutil.copy(tmp_path / "gtFine/val/ulm/ulm_000000_000019_gtFine_labelTrainIds.png", tmp_path / second)
+    image = "leftImg8bit/val/ulm/ulm_00000{}_000019_leftImg8bit.png"
+    shutil.copy(tmp_path / image.format(0), tmp_path / image.format(1))
+    assert open_dataset(data, "val").truths == {"semantic"}, "the second image has no such file"
 
 
 # Of cityscapesScripts: the train id of each label id.

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from maskdino_jax.data.catalog import Catalog, Category
+from maskdino_jax.evaluation.cityscapes import weighted_pixels
 from maskdino_jax.evaluation.mean_iou import MeanIoU, confusion, confusion_of_regions, summarize
 from maskdino_jax.evaluation.regions import Regions, read_ids, truth
+from tests.evaluation.cityscapes_scenes import OFFICIAL, scene
 
 
 def catalog(names: str) -> Catalog:
@@ -113,3 +115,35 @@ def test_the_reference_numbers_on_coco(shared):
     catalog = Catalog.from_coco(json.loads(truth_json.read_text())["categories"])
     folder = shared / "data" / "reference_eval" / "coco_val"
     check_reference((truth_json, data / "panoptic_val2017"), folder, catalog)
+
+
+def _scored(count: int) -> dict[str, float]:
+    """Metrics of the first scenes, in training numbers."""
+    classes = Catalog.named("cityscapes")
+    position = np.full(34, 19)
+    position[[category.id for category in classes.categories]] = np.arange(19)
+    table, weighted = np.zeros((19, 20), int), np.zeros((3, 19))
+    for seed in range(count):
+        labels, numbers, found = scene(seed)
+        table += confusion(position[labels], position[found], 19)
+        weighted += weighted_pixels(numbers, position[found], classes)
+    return summarize(table, classes, weighted)
+
+
+def test_the_numbers_of_the_official_script_of_cityscapes():
+    found = _scored(3)
+    assert {name: found[f"sem_seg/{name}"] for name in OFFICIAL} == pytest.approx(OFFICIAL, abs=1e-12)
+
+
+def test_objects_of_cityscapes_count_the_same_however_large():
+    """A car of 2 pixels is found, one of 8 pixels is taken for a truck; 3 pixels of the road are taken for a car."""
+    classes = Catalog.named("cityscapes")
+    road, car, truck = map(classes.names.index, ("road", "car", "truck"))
+    numbers = np.array([[26000] * 2 + [26001] * 8 + [7] * 5])  # the first number is a label's, no object's
+    numbers[0, :2] += 5
+    found = np.array([[car] * 2 + [truck] * 8 + [car] * 3 + [road] * 2])
+    table = confusion(np.array([[car] * 10 + [road] * 5]), found, 19)
+    metrics = summarize(table, classes, weighted_pixels(numbers, found, classes))
+    size = 12794.0202738185  # of a mean car
+    assert metrics["sem_seg/iIoU"] == pytest.approx((size / (2 * size + 3) + 0) / 2), "nothing of a truck is right"
+    assert metrics["sem_seg/iIoU_sup"] == pytest.approx(2 * size / (2 * size + 3)), "a truck is a vehicle"
