@@ -203,7 +203,7 @@ def by_blocks(function: Callable[[Array], Array], tokens: Float[Array, "b t d"])
 
     def in_blocks(x: Array) -> Array:
         padded = jnp.pad(x, ((0, 0), (0, -x.shape[1] % _BLOCK), (0, 0)))
-        blocks = padded.reshape(len(x), -1, _BLOCK, x.shape[-1]).swapaxes(0, 1)
+        blocks = padded.reshape(x.shape[0], -1, _BLOCK, x.shape[-1]).swapaxes(0, 1)
         done = jax.lax.map(function, blocks).swapaxes(0, 1)
         return done.reshape(padded.shape)[:, : x.shape[1]]
 

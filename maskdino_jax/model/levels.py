@@ -32,7 +32,7 @@ class Levels:
         if self.extents is None:
             return None
         maps = [inside(size, self.extents[:, level]) for level, size in enumerate(self.sizes)]
-        return jnp.concatenate([used.reshape(len(used), -1) for used in maps], axis=1)
+        return jnp.concatenate([used.reshape(used.shape[0], -1) for used in maps], axis=1)
 
     def centres(self) -> Float[Array, "#b t 2"] | Float[np.ndarray, "#b t 2"]:
         """Normalised (x, y) of the centre of every token, relative to the extent: above 1 beyond it."""
@@ -55,4 +55,4 @@ class Levels:
         """The inverse of `flatten`."""
         ends = np.cumsum([height * width for height, width in self.sizes])[:-1]
         parts = jnp.split(tokens, ends, axis=1)
-        return [part.reshape(len(tokens), *size, -1) for part, size in zip(parts, self.sizes, strict=True)]
+        return [part.reshape(tokens.shape[0], *size, -1) for part, size in zip(parts, self.sizes, strict=True)]

@@ -119,7 +119,7 @@ class PixelDecoder(nnx.Module):
     def _encode(self, tokens: Float[Array, "b t d"], levels: Levels, remat: bool) -> Float[Array, "b t d"]:
         positions = self._positions(levels, tokens.shape[-1]).astype(tokens.dtype)
         centres = jnp.asarray(levels.centres())
-        references = jnp.broadcast_to(centres, (len(tokens), *centres.shape[1:]))
+        references = jnp.broadcast_to(centres, (tokens.shape[0], *centres.shape[1:]))
         encode = lambda layer, tokens: layer(tokens, positions, references, levels, remat=remat)
         for layer in self.layers:
             tokens = apply(layer, encode, tokens, remat=remat)
@@ -138,5 +138,5 @@ class PixelDecoder(nnx.Module):
         for place, level in enumerate(order):
             extent = None if levels.extents is None else levels.extents[:, level]
             sine = map_sine_embedding(*levels.sizes[level], dim, extent)
-            parts.append(sine.reshape(len(sine), -1, dim) + self.level_embed[place])
+            parts.append(sine.reshape(sine.shape[0], -1, dim) + self.level_embed[place])
         return jnp.concatenate(parts, axis=1)

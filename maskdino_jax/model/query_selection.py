@@ -91,7 +91,7 @@ class QuerySelection(nnx.Module):
             scores = jnp.where(levels.used(), scores, -jnp.inf)
         _, best = jax.lax.top_k(scores, self.num_queries)
         chosen = jnp.take_along_axis(tokens, best[..., None], axis=1)
-        before = jnp.broadcast_to(before, (len(memory), *before.shape[1:]))
+        before = jnp.broadcast_to(before, (memory.shape[0], *before.shape[1:]))
         # The box head sees only the chosen tokens: it acts on each token alone, so this changes nothing but the cost.
         anchors = heads.box_embed(chosen) + jnp.take_along_axis(before, best[..., None], axis=1)
         predictions = heads(chosen, jax.nn.sigmoid(anchors))

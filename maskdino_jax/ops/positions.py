@@ -28,7 +28,7 @@ def map_sine_embedding(
     if extent is None:
         xp, rows, columns, used = np, np.float64(height), np.float64(width), 1
     else:
-        xp, used = jnp, len(extent)
+        xp, used = jnp, extent.shape[0]
         rows, columns = (extent[:, axis, None].astype(jnp.float32) for axis in (0, 1))
         frequencies = frequencies.astype(np.float32)
 
