@@ -52,6 +52,17 @@ def test_photographs_of_common_sizes(coco_instances, scaled, flip):
     assert_window(image, scaled, offset, size, flip)
 
 
+@pytest.mark.parametrize("sides", [(480, 2047), (480, 960), (320, 480), (427, 641), (500, 513)])
+def test_all_differences_of_bytes_with_all_shares(sides):
+    """Even rows are 0 or 255, odd ones differ by 0 to 255; 480 / 320 makes shares of 1/6, next to a tie."""
+    rows = np.zeros((sides[0], 512), np.uint8)
+    rows[:, 256:] = 255
+    rows[1::2] = np.concatenate([np.arange(256), np.arange(256)[::-1]])
+    image = np.repeat(rows[:, :, None], 3, axis=2)
+    assert_window(image, (sides[1], 1024), (0, 0), (sides[1], 1024), False)
+    assert_window(image.transpose(1, 0, 2), (1024, sides[1]), (0, 0), (1024, sides[1]), False)
+
+
 def test_halves_round_up_as_in_pillow():
     """Twice as large, a step from 0 to 2 passes 0.5 and 1.5."""
     image = np.repeat(np.array([[[0]], [[2]]], np.uint8), 3, axis=2)
