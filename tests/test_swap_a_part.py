@@ -19,6 +19,7 @@ from maskdino_jax.model.keys import Keys
 from maskdino_jax.model.resnet import ResNet
 from maskdino_jax.parts import find_part, name_of
 from maskdino_jax.validation import validate
+from tests.docs.test_python import run as run_page
 from tests.e2e.conftest import COCO, smallest
 
 TINY = BackboneConfig(depths=(1, 2, 1, 1), width=16, drop_path=0.5)
@@ -103,6 +104,24 @@ def test_a_checkpoint_says_which_part_it_needs_and_imports_nothing(run: Path, mo
     with pytest.raises(ConfigError, match=r"backbone\.kind = 'examples\.convnext:ConvNeXt': .*Import it first"):
         Predictor.from_checkpoint(run)
     assert "examples.convnext" not in sys.modules
+
+
+@pytest.mark.slow
+def test_the_parts_of_the_page_train_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run_page("docs/swap_a_part.md", monkeypatch)
+    config = smallest(steps=2)
+    config.model.encoder.kind, config.model.decoder.kind = (
+        name_of(names[part]) for part in ("FeaturePyramid", "RecurrentDecoder")
+    )
+    config.model.decoder.layers = 2
+    config.loss.matcher = name_of(names["greedy"])
+    config.data.eval_canvas = "exact"
+    runner.train(config, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert np.isfinite(losses).all()
+    assert len(losses) == 2
 
 
 @pytest.mark.parametrize("path", ["model.backbone", "model.encoder", "model.decoder"])
