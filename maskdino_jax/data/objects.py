@@ -86,8 +86,9 @@ class RunLengths:
         if len(rows) == 0 or len(columns) == 0:
             return None
         left, before = divmod(int(columns[0]), 8)
-        moved = np.take(mask, geometry.columns[columns] - x, axis=1)
-        bits = pack_mask(np.pad(moved, ((0, 0), (before, 0))))[geometry.rows[rows] - y]
+        moved = np.zeros((len(mask), before + len(columns)), bool)
+        moved[:, before:] = np.take(mask, geometry.columns[columns] - x, axis=1)
+        bits = pack_mask(moved)[geometry.rows[rows] - y]
         return Patch(int(rows[0]), left, bits) if bits.any() else None
 
     def raster(self, size: tuple[int, int]) -> tuple[Mask, Box]:

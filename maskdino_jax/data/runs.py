@@ -42,8 +42,9 @@ def decode_box(lengths: Int[np.ndarray, "runs"], height: int) -> tuple[tuple[int
     if np.all(starts // height == (ends - 1) // height):  # no run goes from the end of a column to the next one
         top, bottom = int((starts % height).min()), int(((ends - 1) % height).max()) + 1
     # Zeros and ones in turns, from the first of these columns to the last
-    borders = np.stack([starts, ends], axis=1).ravel() - left * height
-    turns = np.diff(borders, prepend=0, append=(right - left) * height)
+    borders = np.empty(2 * len(starts) + 2, int)
+    borders[0], borders[1:-1:2], borders[2:-1:2], borders[-1] = left * height, starts, ends, right * height
+    turns = np.diff(borders)
     columns = np.repeat(np.arange(len(turns)) % 2 == 1, turns).reshape(-1, height)
     return (left, top), np.ascontiguousarray(columns[:, top:bottom].T)
 
