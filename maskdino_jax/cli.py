@@ -4,6 +4,7 @@
     python main.py --config=configs/coco_panoptic.py --workdir=runs/panoptic
     python main.py --mode=eval --checkpoint=runs/panoptic --workdir=runs/evaluation
     python main.py --mode=predict --checkpoint=runs/panoptic --images=photos --workdir=runs/predictions
+    python main.py --mode=explain --checkpoint=runs/panoptic --images=photos --workdir=runs/why
     python main.py --mode=report --checkpoint=runs/panoptic --workdir=runs/evaluation        # what is wrong, as a page
     python main.py --mode=check-data --config=configs/coco_panoptic.py        # before training: are the data sound?
     python main.py --mode=prepare --config.data.root=datasets/coco            # files made of the published ones
@@ -26,7 +27,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache/mas
 from absl import app, flags
 from ml_collections import config_flags
 
-from maskdino_jax.config import Config
+from maskdino_jax.config import TASKS, Config
 from maskdino_jax.validation import explain_unknown_option
 
 DEFAULT_CONFIG = "configs/nuclei_panoptic.py"
@@ -36,14 +37,15 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and results (default: runs/NAME).")
 _MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "eval", "predict", "report", "check-data", "prepare", "doctor"], "What to do."
+    "mode", "train", ["train", "eval", "predict", "explain", "report", "check-data", "prepare", "doctor"], "What to do."
 )
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
-    "eval, predict, report: workdir of a run, one checkpoint of it, or with --config a file of the official code.",
+    "eval, predict, explain, report: workdir of a run, one checkpoint of it, or with --config a file of the official code.",
 )
-_IMAGES = flags.DEFINE_string("images", None, "predict: an image file or a folder of them.")
+_IMAGES = flags.DEFINE_string("images", None, "predict, explain: an image file or a folder of them.")
+_STYLE = flags.DEFINE_enum("style", None, TASKS, "predict: what the pictures show (default: all in one picture).")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Several processes: HOST:PORT of the first one.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "Several processes: their number.")
 _PROCESS = flags.DEFINE_integer("process", None, "Several processes: the index of this one, from 0.")
@@ -85,8 +87,12 @@ def main(arguments: list[str]) -> None:
                 sys.exit(1)
         else:
             if _IMAGES.value is None:
-                raise app.UsageError("--mode=predict needs --images=FILE_OR_DIR.")
-            runner.predict(Path(_CHECKPOINT.value or workdir), Path(_IMAGES.value), workdir, given)
+                raise app.UsageError(f"--mode={_MODE.value} needs --images=FILE_OR_DIR.")
+            checkpoint, images = Path(_CHECKPOINT.value or workdir), Path(_IMAGES.value)
+            if _MODE.value == "explain":
+                runner.explain(checkpoint, images, workdir, given)
+            else:
+                runner.predict(checkpoint, images, workdir, given, style=_STYLE.value)
     except Exception as error:
         explained = isinstance(error, ValueError | OSError | NonFiniteError)
         if not explained and found is None:

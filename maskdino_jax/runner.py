@@ -31,6 +31,8 @@ from maskdino_jax.evaluation.gathering import on_own_devices
 from maskdino_jax.evaluation.report import LABEL_MAPS, About, Predictions, label_map_path, write_report
 from maskdino_jax.evaluation.submission import ImageList, submit
 from maskdino_jax.inference.contact_sheet import contact_sheet
+from maskdino_jax.inference.explain import Explainer
+from maskdino_jax.inference.explain_picture import write_explanations
 from maskdino_jax.inference.predictor import Predictor
 from maskdino_jax.inference.visualize import draw
 from maskdino_jax.losses.matcher import check_callback_threads
@@ -144,11 +146,14 @@ def evaluate(checkpoint: Path, workdir: Path, config: Config | None, *, label_ma
     return results
 
 
-def predict(checkpoint: Path, images: Path, workdir: Path, config: Config | None) -> list[Path]:
-    """Write a picture for each image, panoptic PNGs and one `predictions.json`; returns the pictures' paths."""
-    paths = [images] if images.is_file() else sorted(p for p in images.glob("*") if p.suffix.lower() in _IMAGE_TYPES)
-    if not paths:
-        raise FileNotFoundError(f"--images={images}: no such file, or a folder without {', '.join(_IMAGE_TYPES)}.")
+def predict(
+    checkpoint: Path, images: Path, workdir: Path, config: Config | None, *, style: str | None = None
+) -> list[Path]:
+    """Write a picture for each image, panoptic PNGs and one `predictions.json`; returns the pictures' paths.
+
+    `style`: what the pictures show, see `draw`.
+    """
+    paths = _image_files(images)
     weights = open_weights(checkpoint, config)
     variables = weights.load(jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     predictor = Predictor(weights.spec, variables, weights.catalog, _combine(weights.config, config))
@@ -158,7 +163,7 @@ def predict(checkpoint: Path, images: Path, workdir: Path, config: Config | None
     for path in paths:
         segments = predictor(path)
         pictures.append(output / f"{path.stem}.png")
-        Image.fromarray(predictor.draw(path, segments)).save(pictures[-1])
+        Image.fromarray(predictor.draw(path, segments, style)).save(pictures[-1])
         threshold = predictor.config.inference.score_threshold
         records.append(segments.to_dict(path.name, threshold))
         if segments.semantic is not None:
@@ -168,6 +173,14 @@ def predict(checkpoint: Path, images: Path, workdir: Path, config: Config | None
         logging.info("%s -> %s", path, pictures[-1])
     (output / "predictions.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
     return pictures
+
+
+def explain(checkpoint: Path, images: Path, workdir: Path, config: Config | None) -> list[Path]:
+    """Write for each image how the decoder arrives at its objects, a picture and its numbers; returns the pictures."""
+    paths, weights = _image_files(images), open_weights(checkpoint, config)
+    variables = weights.load(jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    explainer = Explainer(weights.spec, variables, weights.catalog, _combine(weights.config, config))
+    return write_explanations(explainer, paths, workdir / "explanations")
 
 
 def report(checkpoint: Path | None, workdir: Path, config: Config | None) -> Path:
@@ -208,6 +221,13 @@ def check_data(config: Config, workdir: Path) -> bool:
     logging.info("%s\n\n%s", config.data.root or "the images that come along", summary.table())
     logging.info("%s. All of it, and pictures: %s", summary.verdict(), output)
     return summary.ok
+
+
+def _image_files(images: Path) -> list[Path]:
+    paths = [images] if images.is_file() else sorted(p for p in images.glob("*") if p.suffix.lower() in _IMAGE_TYPES)
+    if not paths:
+        raise FileNotFoundError(f"--images={images}: no such file, or a folder without {', '.join(_IMAGE_TYPES)}.")
+    return paths
 
 
 def _recognized(config: Config) -> Config:

@@ -1,7 +1,9 @@
 """Annotated images of a data set side by side on one sheet, to see at a glance whether masks lie where they should."""
 
+from collections.abc import Sequence
+
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from maskdino_jax.data import Catalog, Dataset
@@ -19,22 +21,33 @@ _PAPER, _INK = (250, 250, 250), (40, 40, 40)
 _READ = 4  # records tried for each picture, for some may be unreadable
 
 
-def contact_sheet(dataset: Dataset, count: int = 15) -> UInt8[np.ndarray, "h 1600 3"] | None:
-    """`count` images with their masks or boxes drawn and classes named; None if they cannot be read.
+def contact_sheet(
+    dataset: Dataset, count: int = 15, *, style: str | None = None, records: Sequence[int] | None = None
+) -> UInt8[np.ndarray, "h 1600 3"] | None:
+    """`count` images with their annotations drawn and classes named; None if they cannot be read.
 
-    The choice is random but always the same. Under each image stand its name, size and number of objects.
+    Under each image stand its name, size and number of objects.
+
+    Args:
+        style: "panoptic", "instance", "semantic" or "detection", see `draw`; None: all that is annotated.
+        records: those to choose from, in this order; None: all, in a random order that is always the same.
+
+    Raises:
+        ValueError: the annotations do not have what the style shows.
     """
-    rows = _rows(_readable(dataset, count))
+    if records is None:
+        records = np.random.default_rng(0).permutation(len(dataset)).tolist()
+    rows = _rows(_readable(dataset, count, records))
     if not rows:
         return None
-    strips = [_strip(dataset, row) for row in rows]
+    strips = [_strip(dataset, row, style) for row in rows]
     return np.concatenate([np.full((_GAP, _WIDTH, 3), _PAPER, np.uint8), *strips])
 
 
-def _readable(dataset: Dataset, count: int) -> list[tuple[int, float]]:
-    """Records and the shapes of their images, width by height."""
+def _readable(dataset: Dataset, count: int, records: Sequence[int]) -> list[tuple[int, float]]:
+    """The first `count` records that can be read, and the shapes of their images, width by height."""
     found = []
-    for record in np.random.default_rng(0).permutation(len(dataset))[: _READ * count].tolist():
+    for record in records[: _READ * count]:
         try:
             height, width = dataset[record].image.shape[:2]
         except Exception:  # the check of each record has told about it
@@ -65,7 +78,7 @@ def _height(row: list[tuple[int, float]]) -> float:
     return (_WIDTH - _GAP * (len(row) + 1)) / sum(shape for _, shape in row)
 
 
-def _strip(dataset: Dataset, row: list[tuple[int, int, int]]) -> UInt8[np.ndarray, "h 1600 3"]:
+def _strip(dataset: Dataset, row: list[tuple[int, int, int]], style: str | None) -> UInt8[np.ndarray, "h 1600 3"]:
     """One row with captions."""
     height = row[0][2]
     sheet = Image.new("RGB", (_WIDTH, height + _CAPTION + _GAP), _PAPER)
@@ -74,60 +87,90 @@ def _strip(dataset: Dataset, row: list[tuple[int, int, int]]) -> UInt8[np.ndarra
     for record, width, _ in row:
         example = dataset[record]
         tall, wide = example.image.shape[:2]
-        what = ("class", "classes") if _by_class(dataset) else ("object", "objects")
-        count = f"{len(example.labels)} {what[len(example.labels) != 1]}"
-        caption = f"{dataset.file_name(record)}   {wide} x {tall}   {count}"
-        picture = Image.fromarray(_picture(example, dataset, (height, width)))
+        caption = f"{dataset.file_name(record)}   {wide} x {tall}   {_count(example, dataset, style)}"
+        picture = Image.fromarray(_picture(example, dataset, style, (height, width)))
         sheet.paste(picture, (left + (width - picture.width) // 2, (height - picture.height) // 2))
         pen.text((left, height + 4), _fitted(caption, width, font), font=font, fill=_INK)
         left += width + _GAP
     return np.asarray(sheet)
 
 
-def _picture(example: Example, dataset: Dataset, room: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+def _count(example: Example, dataset: Dataset, style: str | None) -> str:
+    """How much is annotated."""
+    if style == "semantic" or _by_class(dataset):
+        number, one, several = len(np.unique(example.labels)), "class", "classes"
+    elif style in ("instance", "detection"):
+        number, one, several = int(example.is_thing.sum()), "object", "objects"
+    else:
+        number, one, several = len(example.labels), "object", "objects"
+    return f"{number} {one if number == 1 else several}"
+
+
+def _picture(
+    example: Example, dataset: Dataset, style: str | None, room: tuple[int, int]
+) -> UInt8[np.ndarray, "h w 3"]:
     """The example drawn as large as `room` (height, width) allows."""
     height, width = example.image.shape[:2]
     factor = min(room[0] / height, room[1] / width)
     size = max(round(height * factor), 1), max(round(width * factor), 1)
     small = jitter(example, Draws(flip=False, scale=1.0, position=0.0), size)
     results = _as_results(small, dataset.catalog, _by_class(dataset))
-    return draw(small.image, results, score_threshold=0, short_side=min(size))
+    return draw(small.image, results, style=style, score_threshold=0, short_side=min(size))
 
 
 def _by_class(dataset: Dataset) -> bool:
     """Whether the annotations count no objects: one region for each class."""
-    return dataset.truths == frozenset({"semantic"})
+    return not {"instances", "panoptic"} & dataset.truths
 
 
 def _as_results(example: Example, catalog: Catalog, by_class: bool) -> Segments:
-    """The annotations as a perfect model would predict them. `by_class`: no object is counted, all are stuff."""
-    objects = example.objects
-    if isinstance(objects, SegmentMap):
-        ids, segments = np.zeros(example.image.shape[:2], np.int32), []
-        for index, label in enumerate(example.labels.tolist()):
-            mask, _ = objects.raster(index)
-            if mask.any():
-                is_thing = bool(example.is_thing[index]) and not by_class
-                ids[mask] = len(segments) + 1
-                segments.append(
-                    PanopticSegment(
-                        id=len(segments) + 1, label=label, is_thing=is_thing, score=1.0, area=int(mask.sum())
-                    )
-                )
-        return Segments(catalog=catalog, panoptic=Panoptic(ids, tuple(segments)))
-    count = len(example.labels)
+    """The annotations as a perfect model would predict them. `by_class`: no object is counted."""
+    if isinstance(example.objects, Boxes):
+        boxes = example.objects.corners.astype(np.float32)
+        everything = np.ones(len(boxes), bool)
+        return Segments(catalog=catalog, instances=_instances(example, everything, boxes, None))
+    size = example.image.shape[:2]
+    rasters = [example.objects.raster(index) for index in range(len(example.labels))]
+    masks = np.array([mask for mask, _ in rasters], bool).reshape(-1, *size)
+    boxes = np.array([box for _, box in rasters], np.float32).reshape(-1, 4)
+    seen = masks.any(axis=(1, 2))
+    if not isinstance(example.objects, SegmentMap):
+        return Segments(catalog=catalog, instances=_instances(example, np.ones_like(seen), boxes, masks))
+    semantic = np.full(size, -1, np.int32)
+    for mask, label in zip(masks, example.labels.tolist(), strict=True):
+        semantic[mask] = label
+    if by_class:
+        return Segments(catalog=catalog, semantic=semantic)
+    things = _instances(example, seen & example.is_thing, boxes, masks)
+    return Segments(catalog=catalog, instances=things, panoptic=_panoptic(example, masks), semantic=semantic)
+
+
+def _instances(
+    example: Example,
+    kept: Bool[np.ndarray, "n"],
+    boxes: Float[np.ndarray, "n 4"],
+    masks: Bool[np.ndarray, "n h w"] | None,
+) -> Instances:
+    """The objects that are `kept`; without masks they are detections."""
     fields = {
-        "scores": np.ones(count, np.float32),
-        "labels": example.labels.astype(np.int32),
-        "queries": np.arange(count, dtype=np.int32),
+        "scores": np.ones(kept.sum(), np.float32),
+        "labels": example.labels[kept].astype(np.int32),
+        "queries": np.flatnonzero(kept).astype(np.int32),
+        "boxes": boxes[kept],
     }
-    if isinstance(objects, Boxes):
-        boxes = objects.corners.astype(np.float32)
-        return Segments(catalog=catalog, instances=Instances(boxes=boxes, bits=None, width=0, **fields))
-    rasters = [objects.raster(index) for index in range(count)]
-    masks = np.array([mask for mask, _ in rasters], bool).reshape(count, *example.image.shape[:2])
-    boxes = np.array([box for _, box in rasters], np.float32).reshape(count, 4)
-    return Segments(catalog=catalog, instances=Instances.from_masks(masks, boxes=boxes, **fields))
+    if masks is None:
+        return Instances(bits=None, width=0, **fields)
+    return Instances.from_masks(masks[kept], **fields)
+
+
+def _panoptic(example: Example, masks: Bool[np.ndarray, "n h w"]) -> Panoptic:
+    ids, segments = np.zeros(example.image.shape[:2], np.int32), []
+    for mask, label, is_thing in zip(masks, example.labels.tolist(), example.is_thing.tolist(), strict=True):
+        if mask.any():
+            number, area = len(segments) + 1, int(mask.sum())
+            ids[mask] = number
+            segments.append(PanopticSegment(id=number, label=label, is_thing=is_thing, score=1.0, area=area))
+    return Panoptic(ids, tuple(segments))
 
 
 def _fitted(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:

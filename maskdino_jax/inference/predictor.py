@@ -159,9 +159,16 @@ class Predictor:
         ordered = [results[record] for record in range(len(results))]
         return ordered if several else ordered[0]
 
-    def draw(self, image: Picture, segments: Segments) -> UInt8[np.ndarray, "h2 w2 3"]:
-        """Picture of `segments` over their image, at least 512 pixels high and wide."""
-        return draw(_pixels(image), segments, score_threshold=self.config.inference.score_threshold)
+    def draw(self, image: Picture, segments: Segments, style: str | None = None) -> UInt8[np.ndarray, "h2 w2 3"]:
+        """Picture of `segments` over their image, at least 512 pixels high and wide.
+
+        Args:
+            style: "panoptic", "instance", "semantic" or "detection"; None: all in one picture.
+
+        Raises:
+            ValueError: the segments hold no such result.
+        """
+        return draw(_pixels(image), segments, style=style, score_threshold=self.config.inference.score_threshold)
 
     def _confident(self, segments: Segments) -> Segments:
         if segments.instances is None:

@@ -141,7 +141,8 @@ class Segments:
     catalog: Catalog
     instances: Instances | None = None
     panoptic: Panoptic | None = None
-    semantic: Int32[np.ndarray, "h w"] | None = None  # contiguous class of each pixel
+    # Contiguous class of each pixel; -1, which annotations may have but no prediction has: none.
+    semantic: Int32[np.ndarray, "h w"] | None = None
 
     @functools.cached_property
     def segments(self) -> tuple[Segment, ...]:
@@ -212,7 +213,7 @@ class Segments:
         )
 
     def _of_semantic(self, found: Int32[np.ndarray, "h w"]) -> tuple[Segment, ...]:
-        boxes, areas = _boxes(found + 1), np.bincount(found.ravel())
+        boxes, areas = _boxes(found + 1), np.bincount(found.ravel() + 1)[1:]
         return tuple(
             self._segment(label, 1.0, boxes[label + 1], int(areas[label]), functools.partial(_equal, found, label))
             for label in np.flatnonzero(areas).tolist()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from maskdino_jax.data.catalog import Catalog, Category
+from maskdino_jax.inference.colors import shades
 from maskdino_jax.inference.results import Instances, Panoptic, PanopticSegment, Segments
 from maskdino_jax.inference.visualize import draw
 
@@ -85,13 +86,14 @@ def test_names_stay_inside_the_picture_even_for_boxes_that_reach_beyond_it(box):
 
 def test_names_do_not_cover_each_other():
     """Two objects in the same place have two labels; each is as large as one alone."""
-    label = lambda picture: np.sum((picture == (220, 20, 60)).all(axis=-1))
+    own = shades((220, 20, 60))[:2]
+    label = lambda picture: np.sum((picture[:, :, None] == own).all(axis=-1))
     one = rectangles((300, 300, 500, 400))
     one.bits[:] = 0
     two = rectangles((300, 300, 500, 400), (300, 300, 500, 400))
     two.bits[:] = 0
     alone, together = label(picture_of(instances=one)), label(picture_of(instances=two))
-    outline = 2 * (200 + 100)
+    outline = 2 * 2 * (200 + 100)
     assert together - outline >= 1.8 * (alone - outline)
 
 
@@ -112,8 +114,8 @@ def test_a_semantic_map_alone_is_tinted_and_named():
     semantic = np.zeros((600, 800), np.int32)
     semantic[:, 400:] = 1
     picture = picture_of(semantic=semantic)
-    np.testing.assert_allclose(picture[20, 20], [136, 76, 88], atol=1)
-    np.testing.assert_allclose(picture[20, 780], [70, 70, 145], atol=1)
+    np.testing.assert_allclose(picture[20, 20], [160, 60, 80], atol=1)
+    np.testing.assert_allclose(picture[20, 780], [50, 50, 175], atol=1)
     for half in (picture[:, :400], picture[:, 400:]):
         assert (half == 255).all(axis=-1).sum() > 10, "white letters"
 
@@ -145,3 +147,101 @@ def test_a_detection_is_a_frame_with_a_name_around_pixels_that_stay():
     assert not changed(picture)[205:395, 205:495].any()
     assert not changed(picture)[:, 510:].any()
     assert (picture[150:200] == (220, 20, 60)).all(axis=-1).sum() > 500, "the name is on a filled rectangle"
+
+
+def everything() -> Segments:
+    """A cat in the middle of the sky, as every kind of result; its box is wider than its mask."""
+    ids, semantic = np.ones((600, 800), np.int32), np.ones((600, 800), np.int32)
+    ids[200:400, 300:600], semantic[200:400, 300:600] = 2, 0
+    cat = rectangles((300, 200, 600, 400))
+    cat.boxes[:] = (250, 150, 650, 450)
+    panoptic = Panoptic(ids, (region(1, 1, False), region(2, 0, True)))
+    return Segments(catalog=CATALOG, instances=cat, panoptic=panoptic, semantic=semantic)
+
+
+RED, HALF_RED = (220, 20, 60), (160, 60, 80)
+
+
+@pytest.mark.parametrize(
+    ("style", "cat", "sky", "framed"),
+    [
+        (None, HALF_RED, (70, 70, 145), True),
+        ("panoptic", HALF_RED, (70, 70, 145), False),
+        ("instance", HALF_RED, (100, 100, 100), False),
+        ("semantic", HALF_RED, (50, 50, 175), False),
+        ("detection", (100, 100, 100), (100, 100, 100), True),
+    ],
+)
+def test_a_style_shows_its_result_alone(style, cat, sky, framed):
+    picture = draw(GREY, everything(), style=style, score_threshold=0.5)
+    np.testing.assert_allclose(picture[380, 330], cat, atol=1)
+    np.testing.assert_allclose(picture[30, 30], sky, atol=1)
+    left, bottom = picture[250:440, 250], picture[450, 260:640]
+    assert all((line == RED).all(axis=-1).mean() > 0.9 for line in (left, bottom)) == framed
+    if style == "instance":
+        assert not changed(picture)[:199].any()
+
+
+def test_a_style_without_its_result_is_an_error():
+    found = Segments(catalog=CATALOG, instances=rectangles((200, 200, 500, 400)))
+    for style in ("panoptic", "semantic"):
+        with pytest.raises(ValueError, match=f"style = '{style}': the segments hold no such result"):
+            draw(GREY, found, style=style, score_threshold=0.5)
+    boxes = dataclasses.replace(found, instances=dataclasses.replace(found.instances, bits=None))
+    with pytest.raises(ValueError, match="style = 'instance'"):
+        draw(GREY, boxes, style="instance", score_threshold=0.5)
+    with pytest.raises(ValueError, match="style = 'masks': give one of instance, panoptic, semantic, detection"):
+        draw(GREY, found, style="masks", score_threshold=0.5)
+
+
+def test_a_name_inside_a_region_lies_where_it_is_widest():
+    mask = np.zeros((600, 800), bool)
+    mask[290:310, 50:500], mask[200:400, 500:700] = True, True  # a handle and a pan
+    pan = rectangles((50, 200, 700, 400))
+    pan.bits[:] = np.packbits(mask, axis=-1)
+    plate = (draw(GREY, Segments(catalog=CATALOG, instances=pan), style="instance", score_threshold=0) == RED).all(-1)
+    rows, columns = np.nonzero(plate)
+    assert columns.min() >= 500
+    assert columns.max() < 700
+    assert abs(rows.mean() - 300) < 5
+
+
+def test_pixels_without_a_class_are_left_alone():
+    semantic = np.full((600, 800), -1, np.int32)
+    semantic[:, 400:] = 1
+    found = Segments(catalog=CATALOG, semantic=semantic)
+    picture = draw(GREY, found, score_threshold=0)
+    assert not changed(picture)[:, :400].any()
+    np.testing.assert_allclose(picture[20, 780], [50, 50, 175], atol=1)
+    assert [(part.name, part.area) for part in found.segments] == [("sky", 600 * 400)]
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((64, 64), (512, 512)), ((3, 5), (512, 853)), ((20, 2000), (41, 4096)), ((4100, 10), (4100, 10))],
+)
+@pytest.mark.parametrize("style", ["instance", "detection"])
+def test_pictures_of_any_shape_are_drawn_and_none_is_enlarged_beyond_4096_pixels(size, expected, style):
+    height, width = size
+    found = rectangles((0, 0, width, max(height // 2, 1)), shape=size)
+    image = np.full((*size, 3), 100, np.uint8)
+    picture = draw(image, Segments(catalog=CATALOG, instances=found), style=style, score_threshold=0)
+    assert picture.shape == (*expected, 3)
+    assert changed(picture).any()
+    assert not changed(picture)[-1].any()
+
+
+def test_an_enlarged_region_keeps_its_place_and_share():
+    """A disc of 20 pixels across becomes one of 160, round instead of stepped."""
+    y, x = np.mgrid[:64, :64] + 0.5
+    disc = rectangles((0, 0, 1, 1), shape=(64, 64))
+    disc.bits[:] = np.packbits(((x - 30) ** 2 + (y - 34) ** 2 < 10**2), axis=-1)
+    image = np.full((64, 64, 3), 100, np.uint8)
+    found = Segments(
+        catalog=CATALOG, instances=dataclasses.replace(disc, boxes=np.array([[20, 24, 40, 44]], np.float32))
+    )
+    picture = draw(image, found, style="instance", score_threshold=0)
+    y, x = np.mgrid[:512, :512] + 0.5
+    away = np.hypot(x - 240, y - 272)
+    assert changed(picture)[away < 75].all()
+    assert not changed(picture)[away > 86].any()
