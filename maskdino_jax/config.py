@@ -185,6 +185,9 @@ class InferenceConfig:
     temperature: float = 0.06  # sharpens class scores for panoptic and semantic results; 0: off
     score_threshold: float = 0.5  # instances below are neither returned, written nor drawn; evaluation keeps all
     batch_size: int = 1  # images that each device evaluates at a time
+    # Predictor and predict: larger images are cut into tiles of this side in pixels, whose results are joined; 0: never
+    slice_size: int = 0
+    slice_overlap: float = 0.2  # share of a side that neighbouring tiles have in common at least; above 0, at most 0.5
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

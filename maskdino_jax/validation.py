@@ -203,6 +203,9 @@ def _validate_train(config: Config, require: Any) -> None:
     require(train.ema_decay < 1, "train.ema_decay", "give a number below 1, such as 0.9999, or 0 for none.")
     tasks = config.inference.tasks
     require(bool(tasks) and set(tasks) <= set(TASKS), "inference.tasks", f"give at least one of {', '.join(TASKS)}.")
+    size, overlap = config.inference.slice_size, config.inference.slice_overlap
+    require(size == 0 or size > 1, "inference.slice_size", "give the side of a tile in pixels, or 0 for whole images.")
+    require(0 < overlap <= 0.5, "inference.slice_overlap", "give a share above 0 and up to 0.5.")
     if config.data.format == "semantic" or config.model.class_scores == "softmax":
         require(tasks == ("semantic",), "inference.tasks", "semantic models and data sets: give ('semantic',).")
     if not config.model.masks:

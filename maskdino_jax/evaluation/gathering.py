@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from maskdino_jax.config import Config
-from maskdino_jax.inference.predictor import Detector
+from maskdino_jax.inference.detector import Detector
 from maskdino_jax.meshes import make_mesh, replicated
 from maskdino_jax.model import ModelSpec
 from maskdino_jax.structures import EvalBatch, Outputs

@@ -2,8 +2,9 @@
 
 import dataclasses
 import logging
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, overload
 
@@ -12,48 +13,31 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
 
 from maskdino_jax.checkpoints import Reader, torch_files, torch_import
-from maskdino_jax.config import Config
-from maskdino_jax.data import Catalog, PreparedImage, load_image, prepare_image
-from maskdino_jax.inference.postprocess import Postprocessor
+from maskdino_jax.config import Config, InferenceConfig
+from maskdino_jax.data import Catalog
+from maskdino_jax.inference.detector import Detector
+from maskdino_jax.inference.pipeline import in_order
+from maskdino_jax.inference.postprocess import Pending, Postprocessor
 from maskdino_jax.inference.results import Segments
+from maskdino_jax.inference.slicing import Mosaic, tiles
+from maskdino_jax.inference.sources import NamedImage, Picture, Source, open_source, read
 from maskdino_jax.inference.visualize import draw
-from maskdino_jax.meshes import images_sharding, replicated
+from maskdino_jax.meshes import replicated
 from maskdino_jax.model import ModelSpec
-from maskdino_jax.structures import EvalBatch, Outputs
-
-Picture = str | Path | Image.Image | UInt8[np.ndarray, "h w 3"]  # a file, or RGB pixels
+from maskdino_jax.structures import EvalBatch
 
 _ALL = "all"
 
 
-class Detector:
-    """The compiled forward pass: one compilation for each shape of canvas, batches split over the mesh.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prediction:
+    """One result of a stream, with the image that it belongs to."""
 
-    Without `masks` they are left out of the outputs, and so the compiler leaves out all that is for them alone.
-    """
-
-    def __init__(self, spec: ModelSpec, mesh: Mesh, *, masks: bool = True) -> None:
-        self.mesh = mesh
-        self._split = images_sharding(mesh)
-        self._seen: set[tuple[int, ...]] = set()
-
-        def detect(variables: dict[str, Any], *batch: jax.Array | None) -> Outputs:
-            whole = jax.lax.with_sharding_constraint(variables, replicated(mesh))
-            outputs = spec.bind(whole).detect(*batch)
-            return outputs if masks else dataclasses.replace(outputs, masks=None, mask_features=None, proposals=None)
-
-        self._detect = jax.jit(detect, out_shardings=self._split)
-
-    def __call__(self, variables: dict[str, Any], batch: EvalBatch) -> Outputs:
-        """Outputs for a batch whose images divide among the devices; returns before they are computed."""
-        if batch.images.shape not in self._seen:
-            self._seen.add(batch.images.shape)
-            logging.info("compiling the model for images of %s", " x ".join(map(str, batch.images.shape)))
-        images, sizes, extents = jax.device_put((batch.images, batch.sizes, batch.extents), self._split)
-        return self._detect(variables, images, sizes, extents)
+    name: str  # of the file, or made of the number of the frame or picture
+    image: UInt8[np.ndarray, "h w 3"]  # RGB
+    segments: Segments
 
 
 class Predictor:
@@ -63,6 +47,8 @@ class Predictor:
         predictor = Predictor.from_checkpoint("runs/nuclei_panoptic")
         for segment in predictor("image.png").segments:
             segment.name, segment.score, segment.box, segment.mask
+        for found in predictor.stream("photos"):  # a folder or a video, one result at a time
+            found.name, found.image, found.segments
     """
 
     def __init__(self, spec: ModelSpec, variables: dict[str, Any], catalog: Catalog, config: Config) -> None:
@@ -127,92 +113,154 @@ class Predictor:
         return cls(ModelSpec(config.model, num_classes), variables, Catalog.named(config.data.classes), config)
 
     @overload
-    def __call__(self, image: Picture, task: str = _ALL) -> Segments: ...
+    def __call__(self, image: Picture, task: str = _ALL, **options: float | None) -> Segments: ...
 
     @overload
-    def __call__(self, image: Sequence[Picture], task: str = _ALL) -> list[Segments]: ...
+    def __call__(self, image: Sequence[Picture], task: str = _ALL, **options: float | None) -> list[Segments]: ...
 
-    def __call__(self, image: Picture | Sequence[Picture], task: str = _ALL) -> Segments | list[Segments]:
-        """Segments in the pixels of the original image; instances from `config.inference.score_threshold` on.
+    def __call__(
+        self,
+        image: Picture | Sequence[Picture],
+        task: str = _ALL,
+        *,
+        score_threshold: float | None = None,
+        slice_size: int | None = None,
+        slice_overlap: float | None = None,
+    ) -> Segments | list[Segments]:
+        """Segments in the pixels of the original image.
 
         Args:
-            image: a file, a PIL image, or RGB bytes [h, w, 3]; or a list of them, for a list of results. Images whose
-                canvases are alike go through the model `config.inference.batch_size` at a time.
+            image: a file, an http(s) address, a PIL image, or RGB bytes [h, w, 3]; or a list of them, for a list of
+                results. Images whose canvases are alike go through the model `config.inference.batch_size` at a time.
             task: "instance", "panoptic", "semantic", "detection", or "all" of `config.inference.tasks`.
+            score_threshold: of instances and detections; None: `config.inference.score_threshold`.
+            slice_size, slice_overlap: of tiles that larger images are cut into, see `inference.slicing`; None: those
+                of `config.inference`.
 
         Raises:
-            ValueError: the model does not do the task, or the pixels are not RGB bytes.
+            ValueError: the model does not do the task, an option is out of its range, the file is no image, or the
+                pixels are not RGB bytes.
             FileNotFoundError: there is no such image.
+            ConnectionError: an address does not answer.
         """
-        tasks = self.config.inference.tasks if task == _ALL else (task,)
+        options = self._options(task, score_threshold, slice_size, slice_overlap)
+        if isinstance(image, list | tuple):
+            pictures = (read(picture) for picture in image)
+            return [found.segments for found in self._predictions(pictures, options)]
+        (found,) = self._predictions(iter([read(image)]), options)
+        return found.segments
+
+    def stream(
+        self,
+        source: Source,
+        task: str = _ALL,
+        *,
+        score_threshold: float | None = None,
+        slice_size: int | None = None,
+        slice_overlap: float | None = None,
+    ) -> Iterator[Prediction]:
+        """Results of a source one by one in its order, while it is read: at most `2 * config.inference.batch_size`
+        images (of sliced ones, tiles) are in memory that have not been answered.
+
+        Args:
+            source: a picture as above, a folder of images, a video (the extra `video`), or anything that yields
+                pictures, such as a list or a generator of camera frames.
+
+        The other arguments and the errors are those of a call; ModuleNotFoundError: the extra is not installed.
+        """
+        options = self._options(task, score_threshold, slice_size, slice_overlap)
+        return self._predictions(open_source(source), options)
+
+    def warm_up(self, *sizes: tuple[int, int], task: str = _ALL, slice_size: int | None = None) -> None:
+        """Compile for images of these sizes, alone and `config.inference.batch_size` together, so that the first real
+        one does not wait. The log says what is compiled and how long it took.
+
+        Args:
+            sizes: height, width in pixels of the files. Sizes with the same canvas share a program of the model, those
+                that are the same in units of 128 pixels also the programs of post-processing.
+        """
+        options = self._options(task, None, slice_size, None)
+        for height, width in sizes:
+            tile = tiles(height, width, options.slice_size, options.slice_overlap)[0].shown
+            blank = np.zeros((tile.bottom, tile.right, 3), np.uint8)
+            for count in sorted({1, options.batch_size}):
+                start = time.perf_counter()
+                self([blank] * count, task, slice_size=0)
+                took = time.perf_counter() - start
+                logging.info("warm-up: %d of %d x %d pixels at a time, %.1f s", count, *blank.shape[:2], took)
+
+    def draw(
+        self,
+        image: Picture,
+        segments: Segments,
+        *,
+        style: str | None = None,
+        score_threshold: float | None = None,
+    ) -> UInt8[np.ndarray, "h2 w2 3"]:
+        """Picture of `segments` over their image, at least 512 pixels high and wide.
+
+        Args:
+            style: "panoptic", "instance", "semantic", "detection", or None: all in one picture.
+            score_threshold: of instances and detections; None: `config.inference.score_threshold`.
+
+        Raises:
+            ValueError: there is no such style, or no such result.
+        """
+        threshold = self._options(_ALL, score_threshold, None, None).score_threshold
+        return draw(read(image).pixels, segments, score_threshold=threshold, style=style)
+
+    def _options(
+        self, task: str, score_threshold: float | None, slice_size: int | None, slice_overlap: float | None
+    ) -> InferenceConfig:
+        """The options of a call: those of the config where it gives none."""
+        options = self.config.inference
+        tasks = options.tasks if task == _ALL else (task,)
         if not set(tasks) <= set(self._postprocessor.tasks):
             raise ValueError(
                 f"task = {task!r}: this model does {', '.join(self._postprocessor.tasks)} (config.inference.tasks). "
                 "Ask for one of them, or for 'all'."
             )
-        several = isinstance(image, list | tuple)
-        results: dict[int, Segments] = {}
-        for batch in self._batches([_pixels(picture) for picture in (image if several else [image])]):
-            outputs = self._detector(self._variables, batch)
-            for pending in self._postprocessor.begin(outputs, batch, tasks):
-                results[pending.record] = self._confident(self._postprocessor.finish(pending))
-        ordered = [results[record] for record in range(len(results))]
-        return ordered if several else ordered[0]
+        if score_threshold is not None and not 0 <= score_threshold <= 1:
+            raise ValueError(f"score_threshold = {score_threshold}: give a number from 0 to 1.")
+        given = {"score_threshold": score_threshold, "slice_size": slice_size, "slice_overlap": slice_overlap}
+        given = {name: value for name, value in given.items() if value is not None}
+        options = dataclasses.replace(options, tasks=tuple(tasks), **given)
+        tiles(1, 1, options.slice_size, options.slice_overlap)  # refuses what no image can be cut by
+        return options
 
-    def draw(self, image: Picture, segments: Segments, style: str | None = None) -> UInt8[np.ndarray, "h2 w2 3"]:
-        """Picture of `segments` over their image, at least 512 pixels high and wide.
+    def _predictions(self, images: Iterator[NamedImage], options: InferenceConfig) -> Iterator[Prediction]:
+        """One for each image, once all of its tiles are answered."""
+        read_ahead: deque[tuple[NamedImage, Mosaic]] = deque()
 
-        Args:
-            style: "panoptic", "instance", "semantic" or "detection"; None: all in one picture.
+        def parts() -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+            for image in images:
+                size = image.pixels.shape[:2]
+                layout = tiles(*size, options.slice_size, options.slice_overlap)
+                read_ahead.append((image, Mosaic(self.catalog, size, layout)))
+                for tile in layout:
+                    yield tile.pixels(image.pixels)
 
-        Raises:
-            ValueError: the segments hold no such result.
-        """
-        return draw(_pixels(image), segments, style=style, score_threshold=self.config.inference.score_threshold)
+        for found in self._answers(parts(), options):
+            image, mosaic = read_ahead[0]
+            mosaic.add(found)
+            if mosaic.complete:
+                read_ahead.popleft()
+                yield Prediction(image.name, image.pixels, mosaic.result())
 
-    def _confident(self, segments: Segments) -> Segments:
-        if segments.instances is None:
-            return segments
-        instances = segments.instances.above(self.config.inference.score_threshold)
-        return dataclasses.replace(segments, instances=instances)
+    def _answers(self, parts: Iterable[UInt8[np.ndarray, "h w 3"]], options: InferenceConfig) -> Iterator[Segments]:
+        """What the model finds in images, or in tiles of them, in their order."""
 
-    def _batches(self, images: list[UInt8[np.ndarray, "h w 3"]]) -> Iterator[EvalBatch]:
-        """Images of one canvas together: full batches, and the rest one by one, so that at most two programs are
-        compiled for a canvas; `records` are places in `images`."""
-        canvases: dict[tuple[int, ...], list[tuple[int, PreparedImage]]] = defaultdict(list)
-        for place, pixels in enumerate(images):
-            prepared = prepare_image(pixels, self.config.data)
-            canvases[prepared.image.shape].append((place, prepared))
-        together = self.config.inference.batch_size
-        for rows in canvases.values():
-            full = len(rows) - len(rows) % together
-            parts = [rows[start : start + together] for start in range(0, full, together)]
-            for part in [*parts, *([row] for row in rows[full:])]:
-                places, prepared = zip(*part, strict=True)
-                extents = [one.extent for one in prepared]
-                yield EvalBatch(
-                    images=np.stack([one.image for one in prepared]),
-                    sizes=np.stack([one.size for one in prepared]),
-                    extents=None if extents[0] is None else np.stack(extents),
-                    original_sizes=np.array([images[place].shape[:2] for place in places], np.int32),
-                    records=np.array(places, np.int32),
-                    valid=np.ones(len(part), bool),
-                )
+        def begin(batch: EvalBatch) -> list[Pending]:
+            return self._postprocessor.begin(self._detector(self._variables, batch), batch, options.tasks)
+
+        def finish(pending: Pending) -> Segments:
+            found = self._postprocessor.finish(pending)
+            if found.instances is None:
+                return found
+            return dataclasses.replace(found, instances=found.instances.above(options.score_threshold))
+
+        return in_order(parts, begin, finish, data=self.config.data, together=options.batch_size)
 
 
 def _one_device() -> Mesh:
     return jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
-
-
-def _pixels(image: Picture) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB bytes of a file, a PIL image or an array."""
-    if isinstance(image, str | Path):
-        return load_image(image)
-    if isinstance(image, Image.Image):
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    pixels = np.asarray(image)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-        raise ValueError(
-            f"an image of {pixels.dtype} with shape {pixels.shape}: give RGB bytes, uint8 of shape [height, width, 3]."
-        )
-    return pixels

@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from maskdino_jax.config import TASKS
 from maskdino_jax.data.catalog import Catalog
+from maskdino_jax.inference.cropped_masks import CroppedMasks
 from maskdino_jax.inference.run_lengths import encode_bits
 
 # of `Segments`, by task
@@ -43,6 +44,15 @@ class Segment:
         """
         return self.make_mask()
 
+    @property
+    def run_lengths(self) -> dict[str, Any]:
+        """The mask in COCO's compressed run lengths, ready for JSON: {"size": [h, w], "counts": text}.
+
+        Raises:
+            ValueError: it is a detection.
+        """
+        return encode(self.mask[None])[0]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Instances:
@@ -52,8 +62,9 @@ class Instances:
     labels: Int32[np.ndarray, "n"]  # contiguous class ids
     boxes: Float32[np.ndarray, "n 4"]  # xyxy in pixels of the original image; may reach beyond it
     queries: Int32[np.ndarray, "n"]
-    # The masks, 8 pixels of a row in a byte, first pixel in the highest bit; None: detections, which have boxes only.
-    bits: UInt8[np.ndarray, "n h w8"] | None
+    # The masks, 8 pixels of a row in a byte, first pixel in the highest bit; those of an image that was predicted in
+    # tiles are cropped to their objects; None: detections, which have boxes only.
+    bits: UInt8[np.ndarray, "n h w8"] | CroppedMasks | None
     width: int  # pixels of a row; the bits beyond are zero
 
     @classmethod
@@ -71,29 +82,43 @@ class Instances:
         Raises:
             ValueError: these are detections.
         """
-        return self._unpacked(slice(None))
+        bits = self._masks()
+        return bits.unpacked() if isinstance(bits, CroppedMasks) else self._unpacked(bits)
 
     def mask(self, index: int) -> Bool[np.ndarray, "h w"]:
         """The mask of one instance."""
-        return self._unpacked(index)
+        bits = self._masks()
+        return bits.mask(index) if isinstance(bits, CroppedMasks) else self._unpacked(bits[index])
+
+    def run_lengths(self) -> list[dict[str, Any]]:
+        """All masks in COCO's compressed run lengths, ready for JSON."""
+        bits = self._masks()
+        return bits.run_lengths() if isinstance(bits, CroppedMasks) else encode_bits(bits, self.width)
 
     @property
     def areas(self) -> Int[np.ndarray, "n"]:
         """Pixels of each mask, or of each box if there are no masks."""
         if self.bits is None:
             return np.rint(np.prod(self.boxes[:, 2:] - self.boxes[:, :2], axis=1)).astype(np.int64)
+        if isinstance(self.bits, CroppedMasks):
+            return self.bits.areas
         return np.bitwise_count(self.bits).sum(axis=(1, 2), dtype=np.int64)
 
     def above(self, score: float) -> "Instances":
         """Those with at least this score."""
         keep = self.scores >= score
         rows = {name: value[keep] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        if isinstance(self.bits, CroppedMasks):
+            rows["bits"] = self.bits.where(keep)
         return dataclasses.replace(self, **rows)
 
-    def _unpacked(self, index: int | slice) -> Bool[np.ndarray, "*n h w"]:
+    def _masks(self) -> UInt8[np.ndarray, "n h w8"] | CroppedMasks:
         if self.bits is None:
             raise ValueError("detections have boxes but no masks: ask a model that learned masks for 'instance'.")
-        return np.unpackbits(self.bits[index], axis=-1, count=self.width).view(bool)
+        return self.bits
+
+    def _unpacked(self, bits: UInt8[np.ndarray, "*n h w8"]) -> Bool[np.ndarray, "*n h w"]:
+        return np.unpackbits(bits, axis=-1, count=self.width).view(bool)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,6 +192,53 @@ class Segments:
         if isinstance(found, Instances) and (found.bits is None) != (task == "detection"):
             return None
         return found
+
+    def to_coco(self, image_id: int | str | None = None) -> list[dict[str, Any]]:
+        """Entries of a COCO result file for the instances or detections, ready for JSON.
+
+        Boxes are x, y, width, height in pixels; masks are run lengths, made without unpacking the masks of all
+        instances. The panoptic map has `panoptic.info(catalog)` and `panoptic.save(path)` instead.
+
+        Args:
+            image_id: of the image in the annotations; None: the entries name no image.
+
+        Raises:
+            ValueError: there are no instances.
+        """
+        if self.instances is None:
+            raise ValueError("there are no instances: ask the predictor for 'instance' or 'detection'.")
+        image = {} if image_id is None else {"image_id": image_id}
+        return [image | entry for entry in to_coco(self.instances, self.catalog)]
+
+    def to_supervision(self, task: str | None = None) -> Any:
+        """The segments as `supervision.Detections`: xyxy, mask, confidence, class_id, and data["class_name"].
+
+        Class ids are those of the data set. All masks are unpacked, a byte for each pixel of each segment.
+
+        Args:
+            task: as in `of`; None: the first result that is there.
+
+        Raises:
+            ModuleNotFoundError: the extra `supervision` is not installed.
+            ValueError: there is no such result.
+        """
+        try:
+            import supervision
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "to_supervision needs the library supervision: pip install maskdino-jax[supervision]"
+            ) from error
+        parts = self.segments if task is None else self.of(task)
+        if not parts:
+            return supervision.Detections.empty()
+        boxes_only = task == "detection" or (task is None and self._result("detection") is not None)
+        return supervision.Detections(
+            xyxy=np.array([part.box for part in parts], np.float32),
+            mask=None if boxes_only else np.stack([part.mask for part in parts]),
+            confidence=np.array([part.score for part in parts], np.float32),
+            class_id=np.array([part.class_id for part in parts]),
+            data={"class_name": np.array([part.name for part in parts])},
+        )
 
     def to_dict(self, file_name: str, score_threshold: float) -> dict[str, Any]:
         """Plain JSON: instances or detections from `score_threshold` on, and the segments of the panoptic map."""
@@ -258,7 +330,7 @@ def to_coco(instances: Instances, catalog: Catalog) -> list[dict[str, Any]]:
         for label, score, box in zip(instances.labels.tolist(), instances.scores.tolist(), boxes, strict=True)
     ]
     if instances.bits is not None:
-        for entry, segmentation in zip(entries, encode_bits(instances.bits, instances.width), strict=True):
+        for entry, segmentation in zip(entries, instances.run_lengths(), strict=True):
             entry["segmentation"] = segmentation
     return entries
 

@@ -20,11 +20,23 @@ def encode_bits(bits: UInt8[np.ndarray, "n h w8"], width: int) -> list[dict[str,
         bits: 8 pixels of a row in a byte, the first one in the highest bit.
         width: pixels of a row; the bits beyond are zero.
     """
-    count, height, _ = bits.shape
-    if not count:
-        return []
-    size = height * width
-    owner, ends = _changes(bits, width)
+    return _encode(bits, (bits.shape[1], width), (0, 0)) if len(bits) else []
+
+
+def encode_crop(bits: UInt8[np.ndarray, "h w8"], corner: tuple[int, int], size: tuple[int, int]) -> dict[str, Any]:
+    """The entry of a mask of which only a rectangle is given; all pixels outside of it are zero.
+
+    Args:
+        corner: row and column of the image that the rectangle begins at.
+        size: height and width of the image.
+    """
+    return _encode(bits[None], size, corner)[0]
+
+
+def _encode(bits: UInt8[np.ndarray, "n h w8"], image: tuple[int, int], corner: tuple[int, int]) -> list[dict[str, Any]]:
+    """Entries of at least one mask, all given in the same rectangle."""
+    count, size = len(bits), image[0] * image[1]
+    owner, ends = _changes(bits, image, corner)
     # Of each mask: zeros up to its first change, ..., and what is left after its last one.
     per_mask = np.bincount(owner, minlength=count)
     first = np.cumsum(per_mask + 1) - per_mask - 1
@@ -33,28 +45,29 @@ def encode_bits(bits: UInt8[np.ndarray, "n h w8"], width: int) -> list[dict[str,
     lengths = np.diff(borders, prepend=0)
     lengths[first] = borders[first]
     texts = _compressed(lengths, first)
-    return [{"size": [height, width], "counts": text} for text in texts]
+    return [{"size": list(image), "counts": text} for text in texts]
 
 
 def _changes(
-    bits: UInt8[np.ndarray, "n h w8"], width: int
+    bits: UInt8[np.ndarray, "n h w8"], image: tuple[int, int], corner: tuple[int, int]
 ) -> tuple[Int[np.ndarray, "changes"], Int[np.ndarray, "changes"]]:
     """The masks that change and where: at pixels counted down the columns, in this order, but for the last one's end.
 
     Every column is taken to begin and to end with zeros; where a run goes on in the next column, both columns have
     a change at the same place, and these two are dropped.
     """
-    count, height, row_bytes = bits.shape
-    edges = np.zeros((count, height + 1, row_bytes), np.uint8)
+    count, rows, row_bytes = bits.shape
+    (height, width), (top, left) = image, corner
+    edges = np.zeros((count, rows + 1, row_bytes), np.uint8)
     edges[:, :-1] = bits
     edges[:, 1:] ^= bits
     flat = edges.ravel()
     places = np.flatnonzero(flat != 0)  # ten times faster than of bytes
     which, pixel = np.nonzero(_BITS[flat[places]])
     row, column = np.divmod(places, row_bytes)
-    mask, row = np.divmod(row, height + 1)
+    mask, row = np.divmod(row, rows + 1)
     step = height * width + 1
-    keys = (mask * step + row + column * (8 * height))[which] + pixel * height
+    keys = (mask * step + row + top + (8 * column + left) * height)[which] + pixel * height
     keys.sort()
     twice = keys[1:] == keys[:-1]
     keep = np.ones(len(keys), bool)
