@@ -193,8 +193,8 @@ class Predictor:
         self,
         image: Picture,
         segments: Segments,
-        *,
         style: str | None = None,
+        *,
         score_threshold: float | None = None,
     ) -> UInt8[np.ndarray, "h2 w2 3"]:
         """Picture of `segments` over their image, at least 512 pixels high and wide.
