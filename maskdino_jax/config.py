@@ -59,6 +59,8 @@ class DenoisingConfig:
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class ModelConfig:
+    """The network: its parts, and what they share."""
+
     backbone: BackboneConfig = dataclasses.field(default_factory=BackboneConfig)
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
     decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
@@ -85,6 +87,8 @@ class TermsConfig:
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class LossConfig:
+    """Terms of the loss, matching, and the points at which masks are compared."""
+
     weights: TermsConfig = dataclasses.field(default_factory=TermsConfig)
     costs: TermsConfig = dataclasses.field(default_factory=TermsConfig)
     num_points: int = 12544  # points at which masks are compared, 112 x 112
@@ -113,6 +117,8 @@ class SplitConfig:
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class DataConfig:
+    """Where the data lie, what training makes of an image, and the sizes of evaluation."""
+
     root: str = ""  # folder of the data set; empty: the nuclei images that come with the package
     format: str = "coco_panoptic"  # or coco_instances, yolo, semantic, tfds, or auto: whichever lies in `root`
     classes: str = ""  # coco_instances, coco_panoptic, ade20k, cityscapes, a file or pixel values; empty: from the data
@@ -153,6 +159,8 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class TrainConfig:
+    """Length of a training, its batch, and how often it logs, evaluates and saves."""
+
     steps: int = 368_750
     batch_size: int = 16  # images of one optimizer step, over all devices and hosts
     accumulate: int = 1  # parts a batch is computed in, one after the other, to save memory
@@ -178,6 +186,8 @@ class MeshConfig:
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class InferenceConfig:
+    """From outputs to results: tasks and thresholds."""
+
     tasks: tuple[str, ...] = ("instance", "panoptic", "semantic")  # or detection alone: instances without masks
     detections_per_image: int = 100
     object_threshold: float = 0.25  # panoptic: queries with a lower best class score are dropped
@@ -205,6 +215,8 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Config:
+    """All options. `configs/*.py` make one; the command line sets any of them by its path."""
+
     name: str = ""  # of the config file and variant; says in a checkpoint where it comes from
     best_metric: str = "panoptic_seg/PQ"  # decides which checkpoint is the best
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

@@ -15,5 +15,6 @@ class Keys:
         self._count = 0
 
     def params(self) -> PRNGKeyArray:
+        """The next key."""
         self._count += 1
         return jax.random.fold_in(self._key, self._count - 1)

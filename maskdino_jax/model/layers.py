@@ -68,6 +68,7 @@ def linear(fan_in: int, fan_out: int, *, init: str = "fan_in", dtype: DTypeLike,
 
 
 def layer_norm(dim: int, *, dtype: DTypeLike, rngs: Keys) -> nnx.LayerNorm:
+    """LayerNorm of the last axis, with the epsilon of PyTorch."""
     return nnx.LayerNorm(dim, epsilon=EPSILON, dtype=dtype, rngs=rngs)
 
 

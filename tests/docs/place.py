@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 
 from examples import convnext_nuclei
 from maskdino_jax.checkpoints import Checkpoints, torch_files, torch_import
-from maskdino_jax.config import Config, tiny
+from maskdino_jax.config import Config
 from maskdino_jax.data import Catalog, open_dataset
 from maskdino_jax.model import ModelSpec
 from tests.data_layer.own_data import instances, picture
@@ -42,20 +42,6 @@ def make(root: Path) -> Path:
 def copy(template: Path, root: Path) -> Path:
     """A folder of one's own, to change."""
     return Path(shutil.copytree(template, root, symlinks=True))
-
-
-def small_model(config: Config) -> Config:
-    """`config` with a network that compiles within seconds, but for what decides which parameters there are."""
-    tiny(config)
-    smaller = smallest()
-    config.model.decoder.layers, config.model.decoder.num_queries = 1, 16
-    config.model.denoising.num_queries = 16
-    config.loss.num_points = smaller.loss.num_points
-    config.data.image_size = (64, 64)
-    config.data.max_instances = 16
-    config.data.eval_short_side, config.data.eval_long_side = 64, 96
-    config.optimizer.milestones = ()
-    return config
 
 
 def _data_sets(root: Path) -> None:
@@ -90,12 +76,10 @@ def _pictures(root: Path) -> None:
 
 
 def _checkpoints(root: Path) -> None:
-    quick = load("nuclei_panoptic", "quick")
-    quick.data.val.part = "tenth"
-    own = convnext_nuclei.get_config()
-    own.data.val.part = "tenth"
+    """Of the models that stand for those of the pages, see `commands.SUBSTITUTIONS`."""
+    quick, own = load("nuclei_panoptic", "quick"), convnext_nuclei.get_config()
     for config in (quick, own):
-        config.model.decoder.layers, config.model.decoder.num_queries = 1, 16
+        config.data.val.part = "tenth"
         config.inference.score_threshold = 0.0
     nuclei = open_dataset(quick.data, "train").catalog
     for name in _NUCLEI:
@@ -107,7 +91,7 @@ def _checkpoints(root: Path) -> None:
     panoptic.data.classes = "coco_panoptic"
     for name in _PANOPTIC:
         _save(root / "runs" / name, panoptic, Catalog.named("coco_panoptic"))
-    instance = small_model(load("coco_instance", "tiny"))
+    instance = load("coco_instance", "tiny")
     _save(root / "runs/official", instance, Catalog.named("coco_instances"))
     weights = torch_import.to_state_dict(_random(instance, 80), instance.model, 80)
     torch_files.write_pth(root / "maskdino_r50.pth", weights)

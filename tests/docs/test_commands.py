@@ -61,9 +61,10 @@ def test_it_is_right(command: Command, tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("command", _runs())
 def test_it_runs(command: Command, here: Path) -> None:
-    if _mode(command) == "train":
-        workdir = next((word for word in command.words if word.startswith("--workdir=")), "--workdir=runs/none")
-        shutil.rmtree(here / workdir.removeprefix("--workdir="), ignore_errors=True)
+    made = ("--output=", "--workdir=") if _mode(command) == "train" else ("--output=",)
+    for word in command.words:
+        if word.startswith(made):
+            shutil.rmtree(here / word.partition("=")[2], ignore_errors=True)
     rule_of(command.words).run(command.words)
 
 
