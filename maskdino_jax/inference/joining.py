@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int, Real
+from jaxtyping import Bool, Float32, Int, Int32, Real
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -96,45 +96,59 @@ def join_instances(
 
 
 def join_panoptic(maps: Sequence[Map], size: tuple[int, int]) -> Panoptic:
-    """The panoptic map of an image: each tile decides its own pixels; the score of a segment is that of its best part.
+    """The panoptic map of an image; the score of a segment is that of its best part.
 
-    A thing that its tile sees among pixels of other tiles only is left out, for those have not seen it.
+    Each tile decides its own pixels. Things also have what other tiles see of them, unless the tile that decides sees
+    another thing there: else one that only its neighbour has found would be cut along a straight line.
     """
     segments = [segment for part in maps for segment in part.panoptic.segments]
     first = np.cumsum([0, *(len(part.panoptic.segments) for part in maps)])
-    stuff: dict[int, int] = {}
-    pairs = [
-        (stuff.setdefault(segment.label, index), index)
-        for index, segment in enumerate(segments)
-        if not segment.is_thing
-    ]
-    for one, other, shared in _neighbours([part.shown for part in maps]):
-        pairs += [(int(first[one]) + a, int(first[other]) + b) for a, b in _same_things(maps[one], maps[other], shared)]
-    groups = _groups(len(segments), pairs)
+    groups = _groups(len(segments), _same_segments(maps, first.tolist()))
     numbers = np.zeros(len(segments) + 1, np.int32)  # of each segment's group, from 1; the last one for no segment
+    is_thing = np.zeros(len(groups) + 1, bool)
     for number, group in enumerate(groups, 1):
-        numbers[group] = number
-    ids = np.zeros(size, np.int32)
-    whole = Rectangle(0, 0, *size)
-    for part, start in zip(maps, first, strict=False):
+        numbers[group], is_thing[number] = number, segments[group[0]].is_thing
+    ids, whole, tables = np.zeros(size, np.int32), Rectangle(0, 0, *size), []
+    for part, start in zip(maps, first.tolist(), strict=False):
         places = _places(part.panoptic)
-        table = numbers[np.where(places < 0, len(segments), start + places)]
-        ids[part.own.inside(whole)] = table[part.panoptic.ids[part.own.inside(part.shown)]]
+        tables.append(numbers[np.where(places < 0, len(segments), start + places)])
+        ids[part.own.inside(whole)] = tables[-1][part.panoptic.ids[part.own.inside(part.shown)]]
+    for part, table in zip(maps, tables, strict=True):
+        seen, found = table[part.panoptic.ids], ids[part.shown.inside(whole)]
+        more = is_thing[seen] & ~is_thing[found]
+        found[more] = seen[more]
+    return _numbered(ids, [[segments[index] for index in group] for group in groups])
+
+
+def _same_segments(maps: Sequence[Map], first: list[int]) -> list[Pair]:
+    """Pairs of segments of all maps that are one: stuff of a class, and things by the rule of this module."""
+    stuff: dict[int, int] = {}
+    pairs = []
+    for part, start in zip(maps, first, strict=False):
+        for index, segment in enumerate(part.panoptic.segments, start):
+            if not segment.is_thing:
+                pairs.append((stuff.setdefault(segment.label, index), index))
+    for one, other, shared in _neighbours([part.shown for part in maps]):
+        pairs += [(first[one] + a, first[other] + b) for a, b in _same_things(maps[one], maps[other], shared)]
+    return pairs
+
+
+def _numbered(ids: Int32[np.ndarray, "h w"], groups: list[list[PanopticSegment]]) -> Panoptic:
+    """The map with the numbers 1, 2, ... for those groups that have pixels. `ids`: places in `groups`, from 1."""
     areas = np.bincount(ids.ravel(), minlength=len(groups) + 1)
-    seen = np.append(0, np.flatnonzero(areas[1:]) + 1)
-    order = np.zeros(len(groups) + 1, np.int32)
-    order[seen] = np.arange(len(seen))
-    kept = [
+    areas[0] = 0
+    numbers = np.where(areas > 0, np.cumsum(areas > 0), 0).astype(np.int32)
+    kept = tuple(
         PanopticSegment(
-            id=int(order[number]),
-            label=segments[groups[number - 1][0]].label,
-            is_thing=segments[groups[number - 1][0]].is_thing,
-            score=max(segments[index].score for index in groups[number - 1]),
-            area=int(areas[number]),
+            id=int(numbers[place]),
+            label=groups[place - 1][0].label,
+            is_thing=groups[place - 1][0].is_thing,
+            score=max(segment.score for segment in groups[place - 1]),
+            area=int(areas[place]),
         )
-        for number in seen[1:].tolist()
-    ]
-    return Panoptic(order[ids], tuple(kept))
+        for place in np.flatnonzero(areas).tolist()
+    )
+    return Panoptic(numbers[ids], kept)
 
 
 def _neighbours(shown: Sequence[Rectangle]) -> Iterator[tuple[int, int, Rectangle]]:

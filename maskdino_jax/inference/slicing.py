@@ -5,7 +5,7 @@ tiles is put together again by `joining`; the other pixels need no rule.
 
 * Instances and detections: the same object seen in two tiles is one, its mask the union of what they see of it.
 * Panoptic maps: each pixel is decided by one tile, the one whose border is farther away. Things are joined as
-  instances are; the stuff of a class is one segment of the image, as always.
+  instances are, and keep what other tiles see of them where no other thing is; the stuff of a class is one segment.
 * Semantic maps: each pixel is decided by one tile. There is nothing to join.
 """
 

@@ -1,5 +1,9 @@
 """The predictor around a model that finds the bright parts of an image, and around weights on disk."""
 
+import gc
+import re
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -189,6 +193,153 @@ def test_weights_that_learned_no_masks_are_for_detection_only():
     with pytest.raises(ValueError, match=r"inference\.tasks = \('instance',\): .* Give \('detection',\)"):
         Predictor(spec, {}, CATALOG, config_of(tasks=("instance",)))
     assert Predictor(spec, {}, CATALOG, config_of(tasks=("detection",))).catalog is CATALOG
+
+
+def test_the_threshold_of_a_call_goes_before_that_of_the_config(predictor):
+    sure = predictor_of()
+    assert len(sure(SMALL).instances) == 1
+    assert len(sure(SMALL, score_threshold=0.0).instances) == 2
+    assert len(predictor(SMALL, score_threshold=0.99).instances) == 0
+    assert [len(found.instances) for found in predictor([SMALL, LEFT], score_threshold=0.5)] == [1, 1]
+    (found,) = predictor.stream(SMALL, score_threshold=0.5)
+    assert len(found.segments.instances) == 1
+    everything = predictor(SMALL)
+    drawn = sure.draw(SMALL, everything, score_threshold=0.0)
+    np.testing.assert_array_equal(drawn, predictor.draw(SMALL, everything))
+    assert (drawn != sure.draw(SMALL, everything)).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"score_threshold": 50}, r"score_threshold = 50: give a number from 0 to 1"),
+        ({"slice_size": -3}, r"slice_size = -3: give the side of a tile in pixels"),
+        ({"slice_overlap": 0.9}, r"slice_overlap = 0\.9: give a share above 0 and up to 0\.5"),
+        ({"task": "keypoints"}, r"task = 'keypoints': this model does"),
+    ],
+)
+def test_options_out_of_range_are_errors_before_anything_is_read(predictor, options, message):
+    for ask in (predictor, predictor.stream):
+        with pytest.raises(ValueError, match=message):
+            ask("missing.png", **options)
+
+
+# --- streams ---------------------------------------------------------------------------------------------------------
+
+
+def numbered(count: int, *shapes: np.ndarray):
+    """Pictures of several canvases in turn, each with a negative of some columns of its own."""
+    for number in range(count):
+        pixels = shapes[number % len(shapes)].copy()
+        columns = slice(4 * (number % 8), 4 * (number % 8) + 8)
+        pixels[:, columns] = 255 - pixels[:, columns]
+        yield pixels
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_a_stream_answers_in_its_order_as_each_image_alone(together):
+    predictor = predictor_of(batch_size=together, score_threshold=0)
+    pictures = list(numbered(11, LEFT, TALL, LEFT, CORNER, LEFT))
+    found = list(predictor.stream(iter(pictures)))
+    assert [one.name for one in found] == [f"{number:06d}.png" for number in range(11)]
+    for one, pixels in zip(found, pictures, strict=True):
+        assert one.image is pixels
+        assert same(one.segments, predictor(pixels))
+    assert not same(found[0].segments, found[5].segments)
+
+
+@pytest.mark.parametrize("together", [1, 2, 4])
+@pytest.mark.parametrize("shapes", [(LEFT,), (LEFT, TALL), (LEFT, TALL, CORNER, SMALL)])
+def test_a_stream_holds_two_batches_of_images_and_no_more(together, shapes):
+    read = 0
+
+    def endless():
+        nonlocal read
+        for pixels in numbered(1000, *shapes):
+            read += 1
+            yield pixels
+
+    spec = Brightness()
+    predictor = Predictor(spec, {"params": {"gain": np.float32(0.1)}}, CATALOG, config_of(batch_size=together))
+    for taken, _ in zip(range(40), predictor.stream(endless(), "semantic"), strict=False):
+        assert read - taken <= 2 * together
+    if len(shapes) <= 2 and together > 1:
+        assert {canvas[0] for canvas in spec.canvases} == {together}, "no image has gone alone"
+
+
+def test_memory_does_not_grow_with_the_length_of_a_stream():
+    """Frames of 192 KiB and semantic maps of 256 KiB: forty of them would take 17 MiB."""
+    predictor = predictor_of(batch_size=2)
+    large = np.tile(CORNER, (4, 4, 1))
+    peaks = []
+    for count in (8, 8, 40):  # the first one compiles
+        gc.collect()
+        tracemalloc.start()
+        for _ in predictor.stream(numbered(count, large), "semantic"):
+            pass
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < 1.25 * peaks[1] < 4 << 20, peaks
+
+
+def test_sources_of_the_runner_are_those_of_a_stream(predictor, tmp_path):
+    for name, pixels in (("b.png", SMALL), ("a.png", LEFT)):
+        Image.fromarray(pixels).save(tmp_path / name)
+    first, second = predictor.stream(tmp_path)
+    assert (first.name, second.name) == ("a.png", "b.png")
+    assert same(first.segments, predictor(LEFT))
+    assert same(second.segments, predictor(SMALL))
+    with pytest.raises(ValueError, match=r"is a folder, .* use stream\("):
+        predictor(tmp_path)
+
+
+def test_a_warm_up_compiles_what_the_images_need_and_says_so(caplog):
+    spec = Brightness()
+    predictor = Predictor(spec, {"params": {"gain": np.float32(0.1)}}, CATALOG, config_of(batch_size=2))
+    with caplog.at_level("INFO"):
+        predictor.warm_up(LEFT.shape[:2], (300, 400), slice_size=64)
+    assert spec.canvases == [(1, 64, 64, 3), (2, 64, 64, 3)]
+    lines = [record.getMessage() for record in caplog.records if "warm-up" in record.getMessage()]
+    assert [re.sub(r"\d+\.\d s", "T", line) for line in lines] == 2 * [
+        "warm-up: 1 of 64 x 64 pixels at a time, T",
+        "warm-up: 2 of 64 x 64 pixels at a time, T",
+    ]
+    predictor.warm_up(LEFT.shape[:2])
+    assert len(spec.canvases) == 4
+    predictor([LEFT] * 3)
+    predictor(np.zeros((300, 400, 3), np.uint8), slice_size=64)
+    assert len(spec.canvases) == 4, "nothing is left to compile"
+
+
+# --- tiles -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_that_fits_into_a_tile_is_predicted_as_without_tiles(predictor):
+    for image in (LEFT, SMALL):
+        assert same(predictor(image, slice_size=96), predictor(image))
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_objects_across_tiles_are_whole(together):
+    """Bright squares: one in a tile, one across two, one across four. Each tile sees what is bright as one object."""
+    predictor = predictor_of(batch_size=together)
+    image = np.full((160, 176, 3), 20, np.uint8)
+    image[48:112, 40:136] = 230
+    found = predictor(image, slice_size=64, slice_overlap=0.25)
+    bright = image[..., 0] > 127
+    (thing,) = found.of("instance")
+    assert np.mean(thing.mask != bright) < 0.02
+    assert [part.is_thing for part in sorted(found.of("panoptic"), key=lambda part: part.is_thing)] == [False, True]
+    assert np.mean(found.semantic != ~bright) < 0.02
+    assert [one.name for one in predictor.stream([image, SMALL], slice_size=64)] == ["000000.png", "000001.png"]
+
+
+def test_tiles_of_the_config_are_those_of_a_call():
+    image = np.concatenate([LEFT] * 2)
+    by_config = predictor_of(slice_size=64, slice_overlap=0.5)(image)
+    by_call = predictor_of()(image, slice_size=64, slice_overlap=0.5)
+    np.testing.assert_array_equal(by_config.instances.masks, by_call.instances.masks)
+    np.testing.assert_array_equal(by_config.panoptic.ids, by_call.panoptic.ids)
 
 
 # --- weights on disk -------------------------------------------------------------------------------------------------

@@ -246,7 +246,7 @@ def panoptic_of(maps: list[np.ndarray], labels: list[list[int]]) -> Panoptic:
     for row, classes in zip(maps, labels, strict=True):
         ids = np.tile(row, (10, 1)).astype(np.int32)
         parts = [
-            PanopticSegment(id=number, label=label, is_thing=True, score=0.5, area=int((ids == number).sum()))
+            PanopticSegment(id=number, label=label, is_thing=label != SKY, score=0.5, area=int((ids == number).sum()))
             for number, label in enumerate(classes, 1)
         ]
         mosaic.add(Segments(catalog=CATALOG, panoptic=Panoptic(ids, tuple(parts))))
@@ -264,13 +264,17 @@ def test_things_of_different_classes_stay_apart_in_a_panoptic_map():
     assert [(part.label, part.area) for part in same.segments] == [(0, 700)]
     assert [(part.label, part.area) for part in different.segments] == [(0, 400), (1, 300)]
     assert different.ids[0, [49, 50, 89, 90, 119, 120]].tolist() == [0, 1, 1, 2, 2, 0]
+    assert different.ids.dtype == np.int32
 
 
-def test_a_thing_among_pixels_that_another_tile_decides_is_left_out():
-    """The first tile sees it in columns 92 to 98, the second one nothing: it decides from column 90 on."""
-    found = panoptic_of([row_of(92, 98), row_of(0, 0)], [[0], []])
-    assert found.segments == ()
-    assert not found.ids.any()
+def test_a_thing_that_one_tile_alone_has_found_is_not_cut_where_another_tile_decides():
+    """The first tile sees it in columns 86 to 98, the second one, which decides from column 90 on, nothing or stuff."""
+    for others in ([], [SKY]):
+        found = panoptic_of([row_of(86, 98), row_of(0, 100 * len(others))], [[0], others])
+        assert [(part.label, part.area) for part in found.segments[:1]] == [(0, 120)]
+        assert (found.ids[0] == 1).tolist() == ((np.arange(180) >= 86) & (np.arange(180) < 98)).tolist()
+    other_thing = panoptic_of([row_of(86, 98), row_of(0, 100)], [[0], [1]])
+    assert [part.area for part in other_thing.segments] == [40, 960], "columns 86 to 90; 80 to 86, and from 90 on"
 
 
 # --- masks cut to their objects --------------------------------------------------------------------------------------
