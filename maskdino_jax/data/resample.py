@@ -109,7 +109,10 @@ def _mirrored(columns: _Bands, width: int) -> _Bands:
 
 
 def _grow(image: UInt8[np.ndarray, "h w 3"], rows: _Bands, columns: _Bands, out: UInt8[np.ndarray, "h2 w2 3"]) -> None:
-    """Both passes. The half that is added before rounding down is added to the bytes, for weights add up to one."""
+    """Both passes. What lies between them is bytes, too: a quarter of the memory, which stays in the cache.
+
+    The half that is added before rounding down is added to what comes in, for weights add up to one.
+    """
     seen = np.add(image[rows.seen, columns.seen], _HALF)
     seen = seen.reshape(len(seen), -1)
     blocks, _, count = columns.weights.shape
@@ -117,18 +120,18 @@ def _grow(image: UInt8[np.ndarray, "h w 3"], rows: _Bands, columns: _Bands, out:
     for channel in range(3):
         weights[:, :, channel, :, channel] = columns.weights.transpose(0, 2, 1)
     weights = weights.reshape(blocks, 3 * count, 3 * _BLOCK)
-    # One block is not used: where rows are a multiple of 4 kB apart, they drive each other out of the cache
-    wide = np.empty((len(seen), 3 * _BLOCK * (blocks + 1)), np.float32)[:, : -3 * _BLOCK]
+    made = np.empty((len(seen), 3 * _BLOCK), np.float32)
+    # One block is not used: rows a multiple of 1 kB apart would drive each other out of the cache
+    wide = np.empty((len(seen), 3 * _BLOCK * (blocks + 1)), np.uint8)
     for block, start in enumerate((3 * (columns.starts - columns.seen.start)).tolist()):
-        columns_made = slice(3 * _BLOCK * block, 3 * _BLOCK * (block + 1))
-        np.matmul(seen[:, start : start + 3 * count], weights[block], out=wide[:, columns_made])
-    np.floor(wide, out=wide)
-    np.add(wide, _HALF, out=wide)
+        np.matmul(seen[:, start : start + 3 * count], weights[block], out=made)
+        np.copyto(wide[:, 3 * _BLOCK * block : 3 * _BLOCK * (block + 1)], made, casting="unsafe")  # rounds down
     wide = wide[:, : 3 * out.shape[1]]
 
     count = rows.weights.shape[2]
-    made = np.empty((_BLOCK, wide.shape[1]), np.float32)
+    seen, made = (np.empty((length, wide.shape[1]), np.float32) for length in (count, _BLOCK))
     for block, start in enumerate((rows.starts - rows.seen.start).tolist()):
         part = out[_BLOCK * block : _BLOCK * (block + 1)]
-        np.matmul(rows.weights[block], wide[start : start + count], out=made)
-        np.copyto(part, made[: len(part)].reshape(part.shape), casting="unsafe")  # rounds down
+        np.add(wide[start : start + count], _HALF, out=seen)
+        np.matmul(rows.weights[block], seen, out=made)
+        np.copyto(part, made[: len(part)].reshape(part.shape), casting="unsafe")
