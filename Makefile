@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: install quickstart test test-slow test-gpu bench-gpu lint format clean
+.PHONY: install quickstart test test-slow test-gpu bench-gpu docs lint format clean
 
 install: $(READY)
 
@@ -29,6 +29,9 @@ test-gpu:  ## on a machine with an NVIDIA GPU; uses the present environment
 
 bench-gpu:  ## on a machine with an NVIDIA GPU, at most 10 minutes; writes docs/benchmarks
 	timeout 600 python3 benchmarks/deform_attn.py --output=docs/benchmarks
+
+docs: install  ## the API reference: build/api/index.html
+	$(RUN) docs/reference.py build/api
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -140,8 +140,10 @@ RULES = (
     Rule(r"python -m maskdino_jax\.checkpoints\.torch_import ", check_module, run_module),
     Rule(r"python -m maskdino_jax\.evaluation\.score ", check_module, run_score),
     Rule(r"python -m maskdino_jax\.data\.benchmark ", check_module, run_module),
+    Rule(r"python docs/pictures\.py ", check_module, None, "needs COCO's val2017"),
     Rule(r"python -m pytest ", check_pytest, None, "runs these tests"),
     Rule(r"python -m tests\.parity\.report", check_module, None, "minutes: the tests of parity are the same numbers"),
+    Rule(r"python docs/pictures\.py ", check_module, None, "tests/docs/test_pictures.py"),
     Rule(
         r"(taskset -c 1 )?python benchmarks/|python -m benchmarks\.",
         check_module,

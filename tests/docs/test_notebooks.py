@@ -74,7 +74,7 @@ def test_it_runs_in_a_folder_without_any_model(name: str, tmp_path: Path) -> Non
     sys.stdout.write(f"{name}: {time.monotonic() - started:.0f} s\n")
     if name == "finetune.ipynb":
         results = json.loads((tmp_path / "runs/finetuned/results.json").read_text())
-        assert {"segm/AP-round", "segm/AP-oblong"} <= set(results)
+        assert {"segm/AP-small", "segm/AP-round", "segm/AP-oblong"} <= set(results)
         assert results["bbox/AP50"] > 0.05
         assert (tmp_path / "runs/finetuned/report/index.html").is_file()
     shutil.rmtree(tmp_path / "runs")

@@ -1,7 +1,6 @@
 """Train, evaluate, continue, restore and predict through the runner, on four CPU devices in one process."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -117,16 +116,6 @@ def test_the_predictor_answers_for_an_array_as_for_its_file(run: Path) -> None:
     from_file = predictor(path)
     np.testing.assert_array_equal(from_array.semantic, from_file.semantic)
     assert predictor.catalog.names[0] == "person"
-
-
-def test_the_notebook_lines_of_the_readme_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = Path(__file__).parent.parent.parent
-    (lines,) = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(), re.DOTALL)
-    lines = lines.replace("runs/quickstart", str(run)).replace("maskdino_jax/data", str(root / "maskdino_jax/data"))
-    names: dict = {}
-    exec(lines, names)
-    assert names["picture"].shape[:2] == (512, 512)
-    assert str(names["result"].semantic.shape) in capsys.readouterr().out
 
 
 def test_no_checkpoint_is_an_error_that_says_what_to_give(tmp_path: Path) -> None:
