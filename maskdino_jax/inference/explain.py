@@ -90,7 +90,8 @@ class Explainer:
         """Arguments as those of `Predictor`.
 
         Raises:
-            ValueError: the model makes semantic maps only, or its decoder has no deformable cross-attention.
+            ValueError: the model makes semantic maps only. A call raises it if the decoder is another one, whose
+                layers have no deformable cross-attention.
         """
         if config.model.class_scores == "softmax":
             raise ValueError(
@@ -150,7 +151,12 @@ def _run(
 ) -> tuple[Outputs, list[tuple[Array, Array, Array]]]:
     """What `MaskDINO.detect` returns, with every head, and references, points and weights of each decoder layer."""
     model, watched = spec.bind(variables), []  # the model is a copy of this trace, free to be changed
-    for layer in model.decoder.layers:
+    for layer in getattr(model.decoder, "layers", [None]):
+        if not isinstance(getattr(layer, "cross_attn", None), DeformableAttention):
+            raise ValueError(
+                f"config.model.decoder.kind = {spec.config.decoder.kind!r}: its layers have no deformable attention "
+                "called cross_attn, whose samples could be shown. Give a checkpoint with the decoder that comes along."
+            )
         layer.cross_attn = _Watched(layer.cross_attn, watched.append)
     return model(normalize(images, sizes), extents, every_head=True), watched
 

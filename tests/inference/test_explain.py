@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -248,3 +249,14 @@ def test_a_model_of_semantic_maps_alone_has_nothing_to_explain(variables):
     config.model.class_scores = "softmax"
     with pytest.raises(ValueError, match="softmax': the model makes semantic maps only"):
         Explainer(SPEC, variables, CATALOG, config)
+
+
+def test_a_decoder_without_deformable_attention_is_refused(image):
+    class Other:
+        config = config_of("exact").model
+
+        def bind(self, variables):
+            return types.SimpleNamespace(decoder=types.SimpleNamespace(layers=[types.SimpleNamespace()]))
+
+    with pytest.raises(ValueError, match=r"config.model.decoder.kind = 'deformable': its layers have no deformable"):
+        Explainer(Other(), {}, CATALOG, config_of("exact"))(image)
