@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -147,3 +148,45 @@ def test_json_of_detections_has_no_run_lengths():
         "file_name": "a.png",
         "instances": [{"category_id": 17, "score": 0.75, "bbox": [2, 1, 1, 1]}],
     }
+
+
+def test_entries_of_a_coco_result_file_name_their_image():
+    first, second = Segments(catalog=CATALOG, instances=instances()).to_coco(image_id=42)
+    assert coco_mask.area(first.pop("segmentation")) == 1
+    assert first == {"image_id": 42, "category_id": 17, "score": 0.75, "bbox": [2, 1, 1, 1]}
+    assert second["segmentation"] == encode(MASKS)[1]
+    assert "image_id" not in Segments(catalog=CATALOG, instances=instances()).to_coco()[0]
+    assert "segmentation" not in Segments(catalog=CATALOG, instances=detections()).to_coco()[0]
+    with pytest.raises(ValueError, match="there are no instances"):
+        Segments(catalog=CATALOG, panoptic=panoptic()).to_coco()
+
+
+def test_every_segment_has_run_lengths():
+    segments = Segments(catalog=CATALOG, instances=instances(), panoptic=panoptic())
+    assert [part.run_lengths for part in segments.of("instance")] == segments.instances.run_lengths() == encode(MASKS)
+    for part in segments.of("panoptic"):
+        assert part.run_lengths == encode(part.mask[None])[0]
+    with pytest.raises(ValueError, match="detections have boxes but no masks"):
+        _ = Segments(catalog=CATALOG, instances=detections()).segments[0].run_lengths
+
+
+@pytest.mark.filterwarnings("ignore:OpenCV:UserWarning")  # supervision without it takes NumPy, and says so
+def test_segments_become_detections_of_supervision():
+    pytest.importorskip("supervision", reason="needs the extra `supervision`")
+    segments = Segments(catalog=CATALOG, instances=instances(), panoptic=panoptic())
+    found = segments.to_supervision()
+    np.testing.assert_array_equal(found.xyxy, instances().boxes)
+    np.testing.assert_array_equal(found.mask, MASKS)
+    np.testing.assert_array_equal(found.confidence, instances().scores)
+    assert (found.class_id.tolist(), found.data["class_name"].tolist()) == ([17, 17], ["cat", "cat"])
+    parts = segments.to_supervision("panoptic")
+    assert (parts.class_id.tolist(), parts.mask.sum(axis=(1, 2)).tolist()) == ([90, 17], [11, 10])
+    boxes = Segments(catalog=CATALOG, instances=detections()).to_supervision()
+    assert (boxes.mask, len(boxes)) == (None, 2)
+    assert len(Segments(catalog=CATALOG, instances=instances().above(0.9)).to_supervision()) == 0
+
+
+def test_without_the_extra_to_supervision_names_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install maskdino-jax\[supervision\]"):
+        Segments(catalog=CATALOG, instances=instances()).to_supervision()
