@@ -13,6 +13,7 @@
 Any option of the config is overridden by its path: --config.train.batch_size=8
 """
 
+import functools
 import logging
 import os
 import sys
@@ -31,6 +32,7 @@ from maskdino_jax.config import TASKS, Config
 from maskdino_jax.validation import explain_unknown_option
 
 DEFAULT_CONFIG = "configs/nuclei_panoptic.py"
+_OF_A_CHECKPOINT = ("eval", "predict", "explain", "export", "report")  # modes whose config comes with the weights
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, with a variant after a colon (default: configs/nuclei_panoptic.py)."
@@ -44,7 +46,7 @@ _CHECKPOINT = flags.DEFINE_string(
     None,
     "eval, predict, explain, report: workdir of a run, one checkpoint of it, or with --config a file of the official code.",
 )
-_IMAGES = flags.DEFINE_string("images", None, "predict, explain: an image file or a folder of them.")
+_IMAGES = flags.DEFINE_string("images", None, "predict, explain: an image or a folder; predict also a URL or a video.")
 _STYLE = flags.DEFINE_enum("style", None, TASKS, "predict: what the pictures show (default: all in one picture).")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Several processes: HOST:PORT of the first one.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "Several processes: their number.")
@@ -64,12 +66,12 @@ def main(arguments: list[str]) -> None:
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     config: Config = _CONFIG.value
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
-    given = config if _names_a_config(sys.argv) else None
     found = None
     try:
         found = cluster.membership(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, os.environ)
         if found is not None:
             cluster.join(found)
+        given = _given(config, workdir)
         if _MODE.value == "train":
             doctor.require_accelerator()
             runner.train(config, workdir)
@@ -88,13 +90,13 @@ def main(arguments: list[str]) -> None:
         else:
             if _IMAGES.value is None:
                 raise app.UsageError(f"--mode={_MODE.value} needs --images=FILE_OR_DIR.")
-            checkpoint, images = Path(_CHECKPOINT.value or workdir), Path(_IMAGES.value)
+            checkpoint = Path(_CHECKPOINT.value or workdir)
             if _MODE.value == "explain":
-                runner.explain(checkpoint, images, workdir, given)
+                runner.explain(checkpoint, Path(_IMAGES.value), workdir, given)
             else:
-                runner.predict(checkpoint, images, workdir, given, style=_STYLE.value)
+                runner.predict(checkpoint, _IMAGES.value, workdir, given, style=_STYLE.value)
     except Exception as error:
-        explained = isinstance(error, ValueError | OSError | NonFiniteError)
+        explained = isinstance(error, ValueError | OSError | NonFiniteError | ModuleNotFoundError)
         if not explained and found is None:
             raise
         # These messages already say what to do; the traceback is for -v=1.
@@ -103,6 +105,24 @@ def main(arguments: list[str]) -> None:
         if found is not None:
             cluster.abandon(message)
         sys.exit(message)
+
+
+def _given(config: Config, workdir: Path) -> Config | None:
+    """What is to be used in place of a checkpoint's config: the one that --config names, or else the checkpoint's own
+    with the options of this command line. None: there are no options."""
+    if _names_a_config(sys.argv):
+        return config
+    from maskdino_jax.checkpoints.weights import open_weights
+
+    options = config_flags.get_override_values(flags.FLAGS["config"])
+    unnamed = _MODE.value == "report" and _CHECKPOINT.value is None  # it may be of predictions without a checkpoint
+    if not options or unnamed or _MODE.value not in _OF_A_CHECKPOINT:
+        return None
+    own = open_weights(Path(_CHECKPOINT.value or workdir), None).config
+    for path, value in options.items():
+        *parents, name = path.split(".")
+        setattr(functools.reduce(getattr, parents, own), name, value)
+    return own
 
 
 def _names_a_config(arguments: list[str]) -> bool:

@@ -34,7 +34,9 @@ from maskdino_jax.inference.contact_sheet import contact_sheet
 from maskdino_jax.inference.explain import Explainer
 from maskdino_jax.inference.explain_picture import write_explanations
 from maskdino_jax.inference.predictor import Predictor
+from maskdino_jax.inference.sources import open_source
 from maskdino_jax.inference.visualize import draw
+from maskdino_jax.inference.writing import write_predictions
 from maskdino_jax.losses.matcher import check_callback_threads
 from maskdino_jax.meshes import make_mesh, replicated, state_sharding
 from maskdino_jax.model import ModelSpec
@@ -147,32 +149,23 @@ def evaluate(checkpoint: Path, workdir: Path, config: Config | None, *, label_ma
 
 
 def predict(
-    checkpoint: Path, images: Path, workdir: Path, config: Config | None, *, style: str | None = None
+    checkpoint: Path, images: str | Path, workdir: Path, config: Config | None, *, style: str | None = None
 ) -> list[Path]:
     """Write a picture for each image, panoptic PNGs and one `predictions.json`; returns the pictures' paths.
 
-    `style`: what the pictures show, see `draw`.
+    Args:
+        images: an image, a folder of them, a video, or an http(s) address.
+        style: what the pictures show, see `draw`.
     """
-    paths = _image_files(images)
+    try:
+        source = open_source(images)  # before the weights: what is not there is told at once
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--images={error}") from error
     weights = open_weights(checkpoint, config)
     variables = weights.load(jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     predictor = Predictor(weights.spec, variables, weights.catalog, _combine(weights.config, config))
-    output = workdir / "predictions"
-    output.mkdir(parents=True, exist_ok=True)
-    records, pictures = [], []
-    for path in paths:
-        segments = predictor(path)
-        pictures.append(output / f"{path.stem}.png")
-        Image.fromarray(predictor.draw(path, segments, style)).save(pictures[-1])
-        threshold = predictor.config.inference.score_threshold
-        records.append(segments.to_dict(path.name, threshold))
-        if segments.semantic is not None:
-            segments.save_label_map(output / f"{path.stem}_labels.png")
-        if segments.panoptic is not None:
-            segments.panoptic.save(output / f"{path.stem}_panoptic.png")
-        logging.info("%s -> %s", path, pictures[-1])
-    (output / "predictions.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
-    return pictures
+    draw = lambda found: predictor.draw(found.image, found.segments, style)
+    return write_predictions(predictor.stream(source), workdir / "predictions", draw)
 
 
 def explain(checkpoint: Path, images: Path, workdir: Path, config: Config | None) -> list[Path]:
