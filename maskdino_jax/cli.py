@@ -46,7 +46,7 @@ _CHECKPOINT = flags.DEFINE_string(
     None,
     "eval, predict, explain, report: workdir of a run, one checkpoint of it, or with --config a file of the official code.",
 )
-_IMAGES = flags.DEFINE_string("images", None, "predict, explain: an image or a folder; predict also a URL or a video.")
+_IMAGES = flags.DEFINE_string("images", None, "predict, explain: an image, a folder, a URL or a video.")
 _STYLE = flags.DEFINE_enum("style", None, TASKS, "predict: what the pictures show (default: all in one picture).")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Several processes: HOST:PORT of the first one.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "Several processes: their number.")
@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> None:
                 raise app.UsageError(f"--mode={_MODE.value} needs --images=FILE_OR_DIR.")
             checkpoint = Path(_CHECKPOINT.value or workdir)
             if _MODE.value == "explain":
-                runner.explain(checkpoint, Path(_IMAGES.value), workdir, given)
+                runner.explain(checkpoint, _IMAGES.value, workdir, given)
             else:
                 runner.predict(checkpoint, _IMAGES.value, workdir, given, style=_STYLE.value)
     except Exception as error:

@@ -34,7 +34,7 @@ from maskdino_jax.inference.contact_sheet import contact_sheet
 from maskdino_jax.inference.explain import Explainer
 from maskdino_jax.inference.explain_picture import write_explanations
 from maskdino_jax.inference.predictor import Predictor
-from maskdino_jax.inference.sources import open_source
+from maskdino_jax.inference.sources import NamedImage, open_source
 from maskdino_jax.inference.visualize import draw
 from maskdino_jax.inference.writing import write_predictions
 from maskdino_jax.losses.matcher import check_callback_threads
@@ -50,7 +50,6 @@ from maskdino_jax.validation import differences, validate
 _COMPILATION = 3600  # seconds that processes wait for the one that compiles longest
 _CONFIG = "config.json"
 _ABOUT = "about.json"  # beside predictions: what they were made with
-_IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def train(config: Config, workdir: Path) -> dict[str, float]:
@@ -157,23 +156,19 @@ def predict(
         images: an image, a folder of them, a video, or an http(s) address.
         style: what the pictures show, see `draw`.
     """
-    try:
-        source = open_source(images)  # before the weights: what is not there is told at once
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"--images={error}") from error
-    weights = open_weights(checkpoint, config)
+    source, weights = _source(images), open_weights(checkpoint, config)
     variables = weights.load(jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     predictor = Predictor(weights.spec, variables, weights.catalog, _combine(weights.config, config))
     draw = lambda found: predictor.draw(found.image, found.segments, style)
     return write_predictions(predictor.stream(source), workdir / "predictions", draw)
 
 
-def explain(checkpoint: Path, images: Path, workdir: Path, config: Config | None) -> list[Path]:
+def explain(checkpoint: Path, images: str | Path, workdir: Path, config: Config | None) -> list[Path]:
     """Write for each image how the decoder arrives at its objects, a picture and its numbers; returns the pictures."""
-    paths, weights = _image_files(images), open_weights(checkpoint, config)
+    source, weights = _source(images), open_weights(checkpoint, config)
     variables = weights.load(jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     explainer = Explainer(weights.spec, variables, weights.catalog, _combine(weights.config, config))
-    return write_explanations(explainer, paths, workdir / "explanations")
+    return write_explanations(explainer, source, workdir / "explanations")
 
 
 def report(checkpoint: Path | None, workdir: Path, config: Config | None) -> Path:
@@ -216,11 +211,12 @@ def check_data(config: Config, workdir: Path) -> bool:
     return summary.ok
 
 
-def _image_files(images: Path) -> list[Path]:
-    paths = [images] if images.is_file() else sorted(p for p in images.glob("*") if p.suffix.lower() in _IMAGE_TYPES)
-    if not paths:
-        raise FileNotFoundError(f"--images={images}: no such file, or a folder without {', '.join(_IMAGE_TYPES)}.")
-    return paths
+def _source(images: str | Path) -> Iterator[NamedImage]:
+    """The images, opened before the weights: what is not there is told at once."""
+    try:
+        return open_source(images)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--images={error}") from error
 
 
 def _recognized(config: Config) -> Config:

@@ -5,7 +5,7 @@ import itertools
 import json
 import logging
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from maskdino_jax.data import load_image
 from maskdino_jax.inference.colors import Color, object_colors, readable_on
 from maskdino_jax.inference.explain import Explainer, Explanation
+from maskdino_jax.inference.sources import NamedImage
 
 _WIDTH = 1600  # pixels of the picture, unless the columns are many
 _NARROWEST, _WIDEST = 190, 300  # pixels of a column
@@ -62,18 +62,22 @@ def draw_explanation(image: UInt8[np.ndarray, "h w 3"], explanation: Explanation
     return np.asarray(page)
 
 
-def write_explanations(explainer: Explainer, images: Sequence[Path], output: Path) -> list[Path]:
-    """Write `NAME.png` and, with the numbers in it, `NAME.json` for each image; returns the pictures' paths."""
+def write_explanations(explainer: Explainer, images: Iterable[NamedImage], output: Path) -> list[Path]:
+    """Write `NAME.png` and, with the numbers in it, `NAME.json` for each image; returns the pictures' paths.
+
+    Of images whose names differ by the ending alone the later ones keep it, as in NAME_jpg.png.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    pictures = []
-    for path in images:
-        image = load_image(path)
-        explanation = explainer(image)
-        pictures.append(output / f"{path.stem}.png")
-        Image.fromarray(draw_explanation(image, explanation)).save(pictures[-1])
-        content = {"file_name": path.name, **explanation.to_dict()}
-        pictures[-1].with_suffix(".json").write_text(json.dumps(content), encoding="utf-8")
-        logging.info("%s -> %s", path, pictures[-1])
+    pictures: list[Path] = []
+    for image in images:
+        explanation = explainer(image.pixels)
+        path = output / f"{Path(image.name).stem}.png"
+        path = output / f"{image.name.replace('.', '_')}.png" if path in pictures else path
+        Image.fromarray(draw_explanation(image.pixels, explanation)).save(path)
+        content = {"file_name": image.name, **explanation.to_dict()}
+        path.with_suffix(".json").write_text(json.dumps(content), encoding="utf-8")
+        logging.info("%s -> %s", image.name, path)
+        pictures.append(path)
     return pictures
 
 

@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
 from maskdino_jax.config import Config, tiny
+from maskdino_jax.data import load_image
 from maskdino_jax.inference import explain_picture
 from maskdino_jax.inference.explain import Explainer
 from maskdino_jax.inference.explain_picture import draw_explanation, write_explanations
 from maskdino_jax.inference.predictor import Predictor
+from maskdino_jax.inference.sources import NamedImage
 from maskdino_jax.model import ModelSpec
 from maskdino_jax.model.levels import Levels
 from maskdino_jax.model.maskdino import normalize
@@ -190,10 +191,12 @@ def test_objects_below_the_threshold_are_left_out_but_for_the_best_one(explainer
 
 
 def test_the_files_hold_the_numbers_and_a_picture(explainer, image, tmp_path):
-    Image.fromarray(image).save(tmp_path / "noise.png")
-    (picture,) = write_explanations(explainer, [tmp_path / "noise.png"], tmp_path / "out")
+    images = [NamedImage("noise.png", image), NamedImage("noise.jpg", image)]
+    picture, other = write_explanations(explainer, images, tmp_path / "out")
+    assert (picture.name, other.name) == ("noise.png", "noise_jpg.png")
+    assert picture.read_bytes() == other.read_bytes()
     explanation = explainer(image)
-    assert np.asarray(Image.open(picture)).shape == draw_explanation(image, explanation).shape
+    assert load_image(picture).shape == draw_explanation(image, explanation).shape
     content = json.loads((tmp_path / "out/noise.json").read_text())
     assert content["file_name"] == "noise.png"
     for row, entry in enumerate(content["objects"]):
