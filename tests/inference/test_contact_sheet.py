@@ -13,6 +13,7 @@ from maskdino_jax.data.catalog import Catalog, Category
 from maskdino_jax.data.objects import Boxes, Instances, RunLengths, Segments
 from maskdino_jax.data.runs import encode_runs
 from maskdino_jax.data.transforms import Example
+from maskdino_jax.inference.colors import shades
 from maskdino_jax.inference.contact_sheet import contact_sheet
 
 PAPER, GREY, RED = 250, 100, (220, 20, 60)
@@ -120,3 +121,47 @@ def test_label_images_show_a_region_for_each_class_without_a_box(tmp_path: Path)
     color = np.array(dataset.catalog.categories[20].color)
     pixel = sheet[12 + 20, 12 + 20].astype(float)
     np.testing.assert_allclose(pixel, (GREY + color) / 2, atol=1.5)
+
+
+class TwoCats(Uniform):
+    """Two objects of one class, in the left and in the right half, with a margin between them."""
+
+    def __getitem__(self, index: int) -> Example:
+        ids = np.zeros((HEIGHT, WIDTH), np.int32)
+        ids[:, : WIDTH // 2 - 20], ids[:, WIDTH // 2 + 20 :] = 7, 9
+        image = np.full((HEIGHT, WIDTH, 3), GREY, np.uint8)
+        both = np.array([True, True])
+        return Example(image=image, labels=np.array([0, 0]), is_thing=both, objects=Segments(ids, (7, 9)))
+
+
+@pytest.mark.parametrize(
+    ("style", "second"),
+    [("panoptic", tuple(shades(RED)[1])), ("instance", tuple(shades(RED)[1])), ("semantic", RED), ("detection", None)],
+)
+def test_a_sheet_shows_the_annotations_in_a_style(style, second):
+    sheet = contact_sheet(TwoCats("segments", 1), style=style)
+    left, right = sheet[12 + 60, 12 + 60].astype(float), sheet[12 + 60, 12 + 480 * 4 // 3 - 60].astype(float)
+    if second is None:
+        assert (left == GREY).all()
+        assert (right == GREY).all()
+        assert (sheet[:480] == RED).all(axis=-1).any(), "a box"
+    else:
+        np.testing.assert_allclose(left, (np.array(RED) + GREY) / 2, atol=1.5)
+        np.testing.assert_allclose(right, (np.array(second, float) + GREY) / 2, atol=1.5)
+
+
+def test_instances_cannot_be_shown_as_a_panoptic_map():
+    with pytest.raises(ValueError, match="style = 'panoptic'"):
+        contact_sheet(Uniform("instances", 1), style="panoptic")
+
+
+def test_records_come_in_the_order_given():
+    class Numbered(Uniform):
+        def __getitem__(self, index: int) -> Example:
+            return dataclasses.replace(
+                super().__getitem__(index), image=np.full((HEIGHT, WIDTH, 3), 10 * index, np.uint8)
+            )
+
+    sheet = contact_sheet(Numbered("boxes", 9), 3, records=[5, 2, 7, 1])
+    corners = [int(sheet[12 + 300, 12 + 300 + 529 * place, 0]) for place in range(3)]
+    assert corners == [50, 20, 70]

@@ -247,6 +247,18 @@ def test_the_picture_has_a_row_for_each_object_and_a_column_for_each_stage(expla
     assert grounds[-36 - 150].sum() > (LAYERS + 1) * 290
 
 
+def test_without_masks_boxes_are_compared(explanation):
+    boxes = explanation.boxes[:, :1].copy()
+    boxes[0, 0], boxes[-1, 0] = (10, 10, 30, 30), (20, 10, 40, 30)
+    alone = dataclasses.replace(explanation, masks=None, boxes=boxes)
+    assert alone.agreement(0, 0) == pytest.approx(1 / 3), "half of each box is shared"
+    assert alone.agreement(LAYERS, 0) == 1
+    first = dataclasses.replace(explanation, masks=None).to_dict()["objects"][0]["stages"]
+    assert [set(stage) for stage in first] == [{"box", "score", "agreement"}] + LAYERS * [
+        {"box", "score", "agreement", "reference", "samples"}
+    ]
+
+
 def test_a_model_of_semantic_maps_alone_has_nothing_to_explain(variables):
     config = config_of("exact")
     config.model.class_scores = "softmax"
