@@ -14,6 +14,7 @@ from flax import nnx
 
 from examples.convnext import ConvNeXt
 from maskdino_jax import Predictor, runner
+from maskdino_jax.checkpoints import names
 from maskdino_jax.config import BackboneConfig, Config, ConfigError
 from maskdino_jax.model.keys import Keys
 from maskdino_jax.model.resnet import ResNet
@@ -109,13 +110,13 @@ def test_a_checkpoint_says_which_part_it_needs_and_imports_nothing(run: Path, mo
 @pytest.mark.slow
 def test_the_parts_of_the_page_train_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names = run_page("docs/swap_a_part.md", monkeypatch)
+    page = run_page("docs/swap_a_part.md", monkeypatch)
     config = smallest(steps=2)
     config.model.encoder.kind, config.model.decoder.kind = (
-        name_of(names[part]) for part in ("FeaturePyramid", "RecurrentDecoder")
+        name_of(page[part]) for part in ("FeaturePyramid", "RecurrentDecoder")
     )
     config.model.decoder.layers = 2
-    config.loss.matcher = name_of(names["greedy"])
+    config.loss.matcher = name_of(page["greedy"])
     config.data.eval_canvas = "exact"
     runner.train(config, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
@@ -141,6 +142,11 @@ def test_only_a_module_of_flax_is_a_part_of_the_network() -> None:
         find(name="os:nothing")
     with pytest.raises(ConfigError, match="choose one of"):
         find(name="os")
+
+
+def test_official_files_know_no_parts_of_ones_own() -> None:
+    with pytest.raises(ValueError, match=r"backbone/.* has no official name.*from a workdir \(docs/swap_a_part\.md\)"):
+        names.table(config_of().model, 2)
 
 
 def test_the_name_of_a_part_is_its_path() -> None:

@@ -103,7 +103,10 @@ def official_name(path: str, config: ModelConfig) -> str:
         if found:
             name = found.expand(template).replace("/", ".")
             return re.sub(r"(?<=\.input_proj\.)\d+", lambda index: _input_proj(int(index[0]), config), name)
-    raise ValueError(f"the parameter {path} has no official name: add a rule to {__name__}.")
+    raise ValueError(
+        f"the parameter {path} has no official name. Of a part of your own, weights come from a workdir "
+        f"(docs/swap_a_part.md); for one of ours, add a rule to {__name__}."
+    )
 
 
 def _input_proj(index: int, config: ModelConfig) -> str:
