@@ -5,14 +5,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from maskdino_jax.config import Config
     from maskdino_jax.inference.predictor import Predictor
+    from maskdino_jax.inference.pretrained import load
     from maskdino_jax.model import MaskDINO
 
-__all__ = ["Config", "MaskDINO", "Predictor"]
+__all__ = ["Config", "MaskDINO", "Predictor", "load"]
 
 _HOMES = {
     "Config": "maskdino_jax.config",
     "MaskDINO": "maskdino_jax.model",
     "Predictor": "maskdino_jax.inference.predictor",
+    "load": "maskdino_jax.inference.pretrained",
 }
 
 

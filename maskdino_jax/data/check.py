@@ -17,6 +17,7 @@ from maskdino_jax.data.faults import EMPTY_IMAGE, NOTES, WARNINGS, Faults
 from maskdino_jax.data.findings import Finding, Split, Summary
 from maskdino_jax.data.loader import in_order
 from maskdino_jax.data.statistics import Failure, Scans, Statistics, in_both, twice
+from maskdino_jax.progress import Bar
 
 _FEW = 10  # objects of a class, with which it is hardly learned
 _LEAK = 0.01  # share of the images of a split: large data sets have a few twins that harm nothing
@@ -75,7 +76,7 @@ def _split(config: Config, name: str) -> Split:
 def _read(config: Config, name: str, dataset: Dataset, statistics: Statistics, faults: Faults) -> None:
     """Scan every record; what cannot be read becomes a fault."""
     last = time.monotonic()
-    with in_order(Scans(dataset), config.data) as scans:
+    with in_order(Scans(dataset), config.data) as scans, Bar(f"checking {name}", len(dataset), "image") as bar:
         for record, found in enumerate(scans):
             if isinstance(found, Failure):
                 statistics.failures += 1
@@ -84,7 +85,8 @@ def _read(config: Config, name: str, dataset: Dataset, statistics: Statistics, f
                 statistics.add(record, found, dataset.file_name(record))
                 if not len(found.labels):
                     faults(EMPTY_IMAGE, f"{dataset.annotations}: {dataset.file_name(record)} has no object.")
-            if time.monotonic() - last > _SECONDS_BETWEEN_LOGS:
+            bar.step()
+            if time.monotonic() - last > _SECONDS_BETWEEN_LOGS and not bar.shown:
                 last = time.monotonic()
                 logging.info("%s: %d of %d images", name, record + 1, len(dataset))
 

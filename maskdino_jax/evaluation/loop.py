@@ -14,6 +14,7 @@ from maskdino_jax.data import eval_batches
 from maskdino_jax.evaluation.images import Images
 from maskdino_jax.inference.postprocess import Pending
 from maskdino_jax.inference.results import Segments
+from maskdino_jax.progress import Bar
 from maskdino_jax.structures import EvalBatch
 
 _THREADS = min(8, os.cpu_count() or 1)  # finish images; NumPy leaves the interpreter lock while it computes
@@ -37,18 +38,21 @@ def results(
     Args:
         begin: starts a batch and returns before the device is done.
         finish: does the host's part of one image, in a thread.
-        log: receives a line of progress from time to time.
+        log: receives a line of progress from time to time, where a terminal does not show it.
     """
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     start = last = time.monotonic()
+    own = -(-len(images) // jax.process_count())
     with (
+        Bar("evaluating", own, "image") as bar,
         eval_batches(images, config, config.inference.batch_size, **share) as batches,
         ThreadPoolExecutor(_THREADS) as pool,
     ):
         for done, found in enumerate(_ahead(begin, finish, batches, pool), 1):
             yield found
+            bar.step()
             now = time.monotonic()
-            if now - last > _SECONDS_BETWEEN_LOGS or done == len(images):
+            if (now - last > _SECONDS_BETWEEN_LOGS and not bar.shown) or done == len(images):
                 last = now
                 of = f"{len(images)}" if jax.process_count() == 1 else f"about {len(images) // jax.process_count()}"
                 log(f"evaluated {done} of {of} images, {done / (now - start):.1f} images/s")

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from maskdino_jax.inference.predictor import Prediction
+from maskdino_jax.progress import Bar
 
 RECORDS = "predictions.json"
 
@@ -26,7 +27,7 @@ def write_predictions(
     """
     folder.mkdir(parents=True, exist_ok=True)
     pictures: dict[Path, None] = {}
-    with _json_list(folder / RECORDS) as add:
+    with _json_list(folder / RECORDS) as add, Bar("predicting", None, "image") as bar:
         for found in predictions:
             segments, stem = found.segments, Path(found.name).stem
             picture = folder / f"{stem}.png"
@@ -41,6 +42,7 @@ def write_predictions(
                 segments.panoptic.save(folder / f"{stem}_panoptic.png")
             add(segments.to_dict(found.name, score_threshold=0))  # what the predictor returned is confident enough
             logging.info("%s -> %s", found.name, picture)
+            bar.step()
     return list(pictures)
 
 

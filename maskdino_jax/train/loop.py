@@ -134,7 +134,7 @@ def train(
         Interrupted: after a signal, when the state is saved.
     """
     options, start = config.train, int(state["step"])
-    progress = Progress(options.steps, options.batch_size)
+    progress = Progress(options.steps, options.batch_size, start)
     profiler = profiler or Profiler("", Path())
     pending: tuple[int, Metrics, list[str]] | None = None
     ahead = _Ahead(batches, mesh)
@@ -154,6 +154,7 @@ def train(
                         check_finite(*pending)
                 profiler.finish(step, metrics)
                 pending = (step, metrics, ids)
+                progress.stepped()
                 last = step == options.steps
                 if step == start + 1 or step % options.log_every == 0 or last:
                     with progress.waiting("device"):
@@ -170,6 +171,7 @@ def train(
                 if stop:
                     raise Interrupted(stop)
     finally:
+        progress.close()
         profiler.close()
         jax.block_until_ready(state)  # a host callback in flight at exit would abort the process
     return state

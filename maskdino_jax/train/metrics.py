@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
 
 from maskdino_jax.losses.matcher import seconds_on_host
+from maskdino_jax.progress import Bar
 
 
 class MetricWriter:
@@ -50,8 +51,9 @@ class Progress:
     The clock is one that never goes back, whatever happens to the time of the day.
     """
 
-    def __init__(self, total: int, batch_size: int) -> None:
+    def __init__(self, total: int, batch_size: int, start: int = 0) -> None:
         self._total, self._batch = total, batch_size
+        self._bar, self._note = Bar("training", total, "step", start), ""
         self._step: int | None = None
         self._since = self._matching = 0.0
         self._waited = {"data": 0.0, "device": 0.0}
@@ -60,6 +62,14 @@ class Progress:
         """Start measuring at `step`."""
         self._step, self._since, self._matching = step, time.monotonic(), seconds_on_host()
         self._waited = dict.fromkeys(self._waited, 0.0)
+
+    def stepped(self) -> None:
+        """One more step is done, for the bar on a terminal."""
+        self._bar.step(self._note)
+        self._note = ""
+
+    def close(self) -> None:
+        self._bar.close()
 
     @contextlib.contextmanager
     def waiting(self, name: str) -> Iterator[None]:
@@ -92,5 +102,6 @@ class Progress:
             metrics["learning_rate"],
             speed,
         )
+        self._note = f"loss {metrics['loss']:.3f}"
         self.restart(step)
         return rate

@@ -1,4 +1,4 @@
-"""A headless Chromium that opens pages of the file system, driven through its debugging pipe."""
+"""A headless Chromium that opens pages of files and local servers, driven through its debugging pipe."""
 
 import base64
 import itertools
@@ -7,6 +7,7 @@ import os
 import select
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +28,7 @@ class Browser:
         mine, their_output = os.pipe()
         plumbing = f"exec 3<&{theirs} 4>&{their_output}"
         flags = "--headless --no-sandbox --disable-gpu --remote-debugging-pipe --no-first-run --disable-dev-shm-usage"
+        flags += " --disable-quic --disable-background-networking --disable-component-update --disable-sync"
         command = f"{plumbing}; exec {program()} {flags} --user-data-dir={profile} about:blank"
         self._process = subprocess.Popen(
             ["bash", "-c", command],
@@ -52,14 +54,14 @@ class Browser:
         self._input.close()
         self._output.close()
 
-    def open(self, path: Path, width: int, *, dark: bool = False, scripts: bool = True) -> None:
-        """Show a file in a window of this width, and wait until all of it is there."""
+    def open(self, place: Path | str, width: int, *, dark: bool = False, scripts: bool = True) -> None:
+        """Show a file or an address in a window of this width, and wait until all of it is there."""
         self.messages.clear()
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.ask("Emulation.setEmulatedMedia", features=scheme)
         self.ask("Emulation.setScriptExecutionDisabled", value=not scripts)
-        self.ask("Page.navigate", url=path.absolute().as_uri())
+        self.ask("Page.navigate", url=place if isinstance(place, str) else place.absolute().as_uri())
         while not any(message["method"] == "Page.loadEventFired" for message in self.messages):
             self.messages.append(self._read())
 
@@ -68,6 +70,18 @@ class Browser:
         result = self.ask("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
+
+    def choose(self, field: str, path: Path) -> None:
+        """Give a file to the input field with this id."""
+        node = self.ask("Runtime.evaluate", expression=f"document.getElementById({field!r})")["result"]["objectId"]
+        self.ask("DOM.setFileInputFiles", files=[str(path)], objectId=node)
+
+    def wait(self, expression: str) -> None:
+        """Until a JavaScript expression is true."""
+        end = time.monotonic() + _PATIENCE
+        while not self.value(expression):
+            assert time.monotonic() < end, f"not true in {_PATIENCE} s: {expression}"
+            time.sleep(0.05)
 
     def screenshot(self, path: Path, height: int | None = None) -> None:
         """A PNG of the whole page, or of its upper part."""
