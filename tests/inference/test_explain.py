@@ -65,9 +65,14 @@ def explanation(explainer, image):
 
 
 @pytest.fixture(scope="module")
-def padded(variables, image):
+def bucketed(variables):
+    return Explainer(SPEC, variables, CATALOG, config_of("bucketed"))
+
+
+@pytest.fixture(scope="module")
+def padded(bucketed, image):
     """The same on a larger canvas, of which the image is a part."""
-    return Explainer(SPEC, variables, CATALOG, config_of("bucketed"))(image, COUNT)
+    return bucketed(image, COUNT)
 
 
 @pytest.fixture(scope="module")
@@ -168,13 +173,16 @@ def test_each_layer_looks_from_the_box_that_the_one_before_left(explanation):
     assert np.abs(explanation.references[1] - explanation.references[0]).max() > 0.1
 
 
-def test_the_last_layer_is_what_the_predictor_returns(variables, image, padded):
+def test_the_last_layer_is_what_the_predictor_returns(variables, bucketed):
+    """Of an image that is enlarged to 78 x 128 pixels and padded to 96 x 128."""
+    image = np.random.default_rng(1).integers(0, 256, (61, 100, 3), np.uint8)
+    explanation = bucketed(image, COUNT)
     found = Predictor(SPEC, variables, CATALOG, config_of("bucketed"))(image, task="instance").instances
-    rows = [found.queries.tolist().index(query) for query in padded.objects.queries.tolist()]
+    rows = [found.queries.tolist().index(query) for query in explanation.objects.queries.tolist()]
     assert rows[0] == 0
-    np.testing.assert_allclose(padded.boxes[-1], found.boxes[rows], atol=5e-3)
-    np.testing.assert_allclose(padded.objects.scores, found.scores[rows], atol=1e-4)
-    differing = (padded.masks[-1] != found.masks[rows]).mean()
+    np.testing.assert_allclose(explanation.boxes[-1], found.boxes[rows], atol=5e-3)
+    np.testing.assert_allclose(explanation.objects.scores, found.scores[rows], atol=1e-4)
+    differing = (explanation.masks[-1] != found.masks[rows]).mean()
     assert differing < 1e-3, f"{differing:.2%} of the pixels; only rounding may tell them apart"
 
 
