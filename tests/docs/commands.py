@@ -140,6 +140,7 @@ RULES = (
     Rule(r"python -m maskdino_jax\.checkpoints\.torch_import ", check_module, run_module),
     Rule(r"python -m maskdino_jax\.evaluation\.score ", check_module, run_score),
     Rule(r"python -m maskdino_jax\.data\.benchmark ", check_module, run_module),
+    Rule(r"python examples/run_\w+\.py ", check_module, None, "runs on an exported model: tests/export"),
     Rule(r"python docs/pictures\.py ", check_module, None, "needs COCO's val2017"),
     Rule(r"python -m pytest ", check_pytest, None, "runs these tests"),
     Rule(r"python -m tests\.parity\.report", check_module, None, "minutes: the tests of parity are the same numbers"),
