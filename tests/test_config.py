@@ -25,6 +25,8 @@ from maskdino_jax.validation import differences, explain_unknown_option, validat
         ("train.seed", -1, "0 or a positive"),
         ("loss.importance_ratio", 1.5, "from 0 to 1"),
         ("inference.tasks", ("boxes",), "instance, panoptic, semantic, detection"),
+        ("inference.slice_size", -8, "side of a tile in pixels, or 0"),
+        ("inference.slice_overlap", 0.0, "above 0 and up to 0.5"),
         ("best_metric", "accuracy", "panoptic_seg/PQ"),
         ("optimizer.milestones", (5, 3), "ascending"),
     ],
