@@ -27,11 +27,6 @@ from maskdino_jax.train.memory import compile_step, forecast, trace_step
 # An image of COCO has 7.3 objects, matched in 11 prediction sets; 30 denoising slots answer for them in 10 sets.
 TYPICAL_ROWS = 400
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/coco_instance.py:r50", "Config file and variant.")
-_BATCH = flags.DEFINE_integer("batch", 1, "Images.")
-_ROWS = flags.DEFINE_integer("rows", TYPICAL_ROWS, "Pairs of an image whose masks are compared, in all sets.")
-_ALL = flags.DEFINE_bool("all", False, "Memory of every type and every choice of remat.")
-
 _MIB, _GIB = 2**20, 2**30
 
 
@@ -102,5 +97,10 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # Not when imported: the package's own command line has flags of the same names.
+    _CONFIG = config_flags.DEFINE_config_file("config", "configs/coco_instance.py:r50", "Config file and variant.")
+    _BATCH = flags.DEFINE_integer("batch", 1, "Images.")
+    _ROWS = flags.DEFINE_integer("rows", TYPICAL_ROWS, "Pairs of an image whose masks are compared, in all sets.")
+    _ALL = flags.DEFINE_bool("all", False, "Memory of every type and every choice of remat.")
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     app.run(main)
