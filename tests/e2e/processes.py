@@ -31,6 +31,7 @@ class Started:
             return self.process.wait(timeout=seconds)
         finally:
             self.process.kill()
+            self.process.wait()
 
 
 def start(workdir: Path, *options: str, devices: int = 1, environment: dict[str, str] | None = None) -> Started:
