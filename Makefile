@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: install quickstart test test-slow test-gpu bench-gpu docs lint format clean
+.PHONY: install quickstart test test-slow test-gpu bench-gpu docs lint format clean export-onnx
 
 install: $(READY)
 
@@ -32,6 +32,18 @@ bench-gpu:  ## on a machine with an NVIDIA GPU, at most 10 minutes; writes docs/
 
 docs: install  ## the API reference: build/api/index.html
 	$(RUN) docs/reference.py build/api
+
+ONNX_VENV ?= .venv-onnx
+CHECKPOINT ?= runs/quickstart
+
+$(ONNX_VENV)/.ready: pyproject.toml constraints-onnx.txt
+	$(PYTHON) -m venv $(ONNX_VENV)
+	$(ONNX_VENV)/bin/python -m pip install --quiet --constraint constraints-onnx.txt --editable ".[onnx]"
+	touch $@
+
+export-onnx: $(ONNX_VENV)/.ready  ## CHECKPOINT as ONNX, with CANVAS=HEIGHTxWIDTH if given, into WORKDIR/export
+	$(ONNX_VENV)/bin/python main.py --mode=export --format=onnx --checkpoint=$(CHECKPOINT) \
+		--workdir=$(or $(WORKDIR),$(CHECKPOINT)) $(if $(CANVAS),--canvas=$(CANVAS))
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -30,6 +30,7 @@ from maskdino_jax.evaluation.evaluate import evaluate_augmented, metrics_table
 from maskdino_jax.evaluation.gathering import on_own_devices
 from maskdino_jax.evaluation.report import LABEL_MAPS, About, Predictions, label_map_path, write_report
 from maskdino_jax.evaluation.submission import ImageList, submit
+from maskdino_jax.export import canvas_of, write_artifact
 from maskdino_jax.inference.contact_sheet import contact_sheet
 from maskdino_jax.inference.explain import Explainer
 from maskdino_jax.inference.explain_picture import write_explanations
@@ -40,6 +41,8 @@ from maskdino_jax.inference.writing import write_predictions
 from maskdino_jax.losses.matcher import check_callback_threads
 from maskdino_jax.meshes import make_mesh, replicated, state_sharding
 from maskdino_jax.model import ModelSpec
+from maskdino_jax.serve import Gallery
+from maskdino_jax.serve import serve as run_server
 from maskdino_jax.train.loop import train as run_training
 from maskdino_jax.train.memory import compile_step, forecast, require_memory, trace_step
 from maskdino_jax.train.metrics import MetricWriter
@@ -163,12 +166,30 @@ def predict(
     return write_predictions(predictor.stream(source), workdir / "predictions", draw)
 
 
+def serve(checkpoint: Path, config: Config | None, *, host: str, port: int, max_upload_mb: float) -> None:
+    """Show a page to try a checkpoint on images, until Ctrl-C; see `maskdino_jax.serve`."""
+    weights = open_weights(checkpoint, config)
+    variables = weights.load(jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    predictor = Predictor(weights.spec, variables, weights.catalog, _combine(weights.config, config))
+    run_server(Gallery(predictor), weights.config.name, host=host, port=port, max_upload_mb=max_upload_mb)
+
+
 def explain(checkpoint: Path, images: str | Path, workdir: Path, config: Config | None) -> list[Path]:
     """Write for each image how the decoder arrives at its objects, a picture and its numbers; returns the pictures."""
     source, weights = _source(images), open_weights(checkpoint, config)
     variables = weights.load(jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     explainer = Explainer(weights.spec, variables, weights.catalog, _combine(weights.config, config))
     return write_explanations(explainer, source, workdir / "explanations")
+
+
+def export(
+    checkpoint: Path, workdir: Path, config: Config | None, *, form: str, canvas: str | None, image: Path | None
+) -> Path:
+    """Write `export/model.FORM`, which runs without this package; returns its path. `canvas`: HEIGHTxWIDTH."""
+    weights = open_weights(checkpoint, config)
+    config = _combine(weights.config, config)
+    canvas = canvas_of(canvas, config)
+    return write_artifact(weights, config, workdir / "export", form=form, canvas=canvas, image=image)
 
 
 def report(checkpoint: Path | None, workdir: Path, config: Config | None) -> Path:
