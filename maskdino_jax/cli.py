@@ -46,8 +46,7 @@ _CHECKPOINT = flags.DEFINE_string(
 _IMAGES = flags.DEFINE_string(
     "images",
     None,
-    "predict, explain: an image file, a folder of them, an http(s) address or a video; export: a file "
-    "to compare on.",
+    "predict, explain: an image file, a folder of them, an http(s) address or a video; export: a file to compare on.",
 )
 _STYLE = flags.DEFINE_enum("style", None, TASKS, "predict: what the pictures show (default: all in one picture).")
 _FORMAT = flags.DEFINE_enum("format", "stablehlo", ["stablehlo", "onnx"], "export: what to write.")

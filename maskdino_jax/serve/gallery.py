@@ -112,7 +112,6 @@ class Gallery:
 def decode(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
     """The upright RGB image of a file, its longer side at most 2048 pixels; see `Gallery.add` for what is raised."""
     formats = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-    Image.init()  # all formats are known from now on, not only the first few
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:

@@ -105,6 +105,8 @@ def test_too_large_a_file_is_explained(page: Browser, predictor: TwoHalves, tmp_
     page.choose("file", written(tmp_path / "large.png", bytes(100_001)))
     page.wait("document.getElementById('status').classList.contains('error')")
     assert _status(page)[0] == "This file is too large: give one of at most 0.1 MB."
+    methods = [one["params"]["request"]["method"] for one in page.messages if one["method"].endswith("WillBeSent")]
+    assert set(methods) == {"GET"}  # it was not even sent
     assert predictor.calls == 0
 
 
