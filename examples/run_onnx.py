@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
+onnxruntime.set_default_logger_severity(3)  # it warns of every constant that it has no use for
 session, card = onnxruntime.InferenceSession(sys.argv[1]), json.loads(Path(f"{sys.argv[1]}.json").read_text())
 image = Image.open(sys.argv[2]).convert("RGB")
 short, long, (height, width) = card["resize"]["short_side"], card["resize"]["long_side"], card["canvas"]
