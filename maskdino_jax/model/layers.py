@@ -74,7 +74,10 @@ def layer_norm(dim: int, *, dtype: DTypeLike, rngs: Keys) -> nnx.LayerNorm:
 
 def group_norm(dim: int, *, dtype: DTypeLike, rngs: Keys) -> nnx.GroupNorm:
     """GroupNorm of 32 contiguous groups, or as many as divide `dim`."""
-    return nnx.GroupNorm(dim, num_groups=math.gcd(32, dim), epsilon=EPSILON, dtype=dtype, rngs=rngs)
+    # The fast variance, a difference of two sums over a whole map, would be wrong from the fifth digit on.
+    return nnx.GroupNorm(
+        dim, num_groups=math.gcd(32, dim), epsilon=EPSILON, use_fast_variance=False, dtype=dtype, rngs=rngs
+    )
 
 
 class FrozenBatchNorm(nnx.Module):
