@@ -28,6 +28,7 @@ from maskdino_jax.data.cache import cached
 from maskdino_jax.data.copy_paste import choose, paste
 from maskdino_jax.data.dataset import Dataset
 from maskdino_jax.data.images import canvas_size, prepare_image
+from maskdino_jax.data.processes import Watched
 from maskdino_jax.data.transforms import Example
 from maskdino_jax.structures import Batch, EvalBatch
 
@@ -42,14 +43,14 @@ T = TypeVar("T")
 class Batches(Iterator[T], Generic[T]):
     """An iterator over batches that stops its threads or processes when closed; also a context manager."""
 
-    def __init__(self, iterator: grain.DatasetIterator):
-        self._iterator = iterator
+    def __init__(self, iterator: grain.DatasetIterator, data: DataConfig):
+        self._iterator = Watched(iterator) if data.workers else iterator
 
     def __next__(self) -> T:
         try:
             return next(self._iterator)
-        except RuntimeError as error:
-            if "Worker process was terminated" not in str(error):
+        except (RuntimeError, ChildProcessError) as error:
+            if isinstance(error, RuntimeError) and "Worker process was terminated" not in str(error):
                 raise
             raise ChildProcessError(
                 "a loader process was ended from outside, most often for lack of memory: give fewer "
@@ -103,7 +104,7 @@ def eval_batches(
 
 def in_order(source: Sequence[T], data: DataConfig) -> Batches[T]:
     """The elements of `source`, read ahead in the threads or processes of `data.workers`."""
-    return Batches(iter(_read_ahead(source, data)))
+    return Batches(iter(_read_ahead(source, data)), data)
 
 
 @functools.lru_cache(maxsize=4)  # threads work on two epochs at a time where one ends
@@ -210,7 +211,7 @@ def _batches(source: Sequence[T], rows: int, stack: Callable[[Sequence[T]], obje
     Processes send single samples: a padded batch is ten times larger than what it holds, and batches that the workers
     made would depend on their number at the end.
     """
-    return Batches(iter(_read_ahead(source, data).batch(rows, batch_fn=stack)))
+    return Batches(iter(_read_ahead(source, data).batch(rows, batch_fn=stack)), data)
 
 
 def _read_ahead(source: Sequence[T], data: DataConfig) -> grain.IterDataset:

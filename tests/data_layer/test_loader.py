@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import multiprocessing
+import time
 
 import jax
 import numpy as np
@@ -140,6 +142,20 @@ def test_an_error_while_reading_reaches_the_caller_with_its_words(written_panopt
     (written_panoptic.root / "images" / "2.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"images/2\.png: no such image. Restore it"):
         take(nuclei, 1)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (256, 256)])
+def test_a_process_that_is_killed_ends_the_iteration(nuclei, size):
+    """Samples of 256 x 256 do not fit into a pipe: the process is sending one whenever it is killed."""
+    nuclei.data.workers, nuclei.data.image_size = 1, size
+    others = set(multiprocessing.active_children())
+    with train_batches(open_dataset(nuclei.data, "train"), nuclei, 0) as batches:
+        next(batches)
+        (process,) = set(multiprocessing.active_children()) - others
+        time.sleep(1)
+        process.kill()
+        with pytest.raises(ChildProcessError, match="a loader process was ended from outside"):
+            list(itertools.islice(batches, 100))
 
 
 def test_processes_start_without_parsed_flags(nuclei):
