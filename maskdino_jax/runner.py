@@ -6,8 +6,7 @@ import functools
 import json
 import logging
 import shutil
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from PIL import Image
 from maskdino_jax.checkpoints import Checkpoints
 from maskdino_jax.checkpoints.initial import start_from
 from maskdino_jax.checkpoints.weights import open_weights
-from maskdino_jax.config import Config, ConfigError, from_dict
+from maskdino_jax.config import Config, ConfigError
 from maskdino_jax.data import Dataset, open_dataset, train_batches
 from maskdino_jax.data.check import check, require_same_classes
 from maskdino_jax.data.datasets import recognize
@@ -48,10 +47,10 @@ from maskdino_jax.train.memory import compile_step, forecast, require_memory, tr
 from maskdino_jax.train.metrics import MetricWriter
 from maskdino_jax.train.profiler import Profiler
 from maskdino_jax.train.step import State, init_state
-from maskdino_jax.validation import differences, validate
+from maskdino_jax.validation import validate
+from maskdino_jax.workdir import CONFIG, claim, log_file, store, write_results
 
 _COMPILATION = 3600  # seconds that processes wait for the one that compiles longest
-_CONFIG = "config.json"
 _ABOUT = "about.json"  # beside predictions: what they were made with
 
 
@@ -62,23 +61,23 @@ def train(config: Config, workdir: Path) -> dict[str, float]:
     require_same_classes(validation, data.catalog, f"{data.annotations} has")
     mesh = _mesh(config)
     spec = ModelSpec(config.model, data.catalog.num_classes)
-    _claim(workdir, config)
+    claim(workdir, config)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_log_file(workdir / "log.txt"))
+        stack.enter_context(log_file(workdir / "log.txt"))
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, config, data.catalog.to_dict())))
         writer = stack.enter_context(contextlib.closing(MetricWriter(workdir)))
         state = _initial_state(spec, config, mesh, checkpoints)
         evaluation = _Evaluation(spec, mesh, validation, config, workdir / "evaluation", writer)
         unfinished = int(state["step"]) < config.train.steps
         step = _compile(spec, config, mesh) if unfinished else None
-        _store(workdir / _CONFIG, dataclasses.asdict(config))  # of a run that fits into memory
+        store(workdir / CONFIG, dataclasses.asdict(config))  # of a run that fits into memory
         before = _before(workdir / "before.json", evaluation, state) if config.train.eval_at_start else None
         if unfinished:
             state = _continue(state, step, config, mesh, data, checkpoints, writer, evaluation, workdir)
         else:
             logging.info("%s is trained to step %d already", workdir, config.train.steps)
             evaluation.of_state(state)
-    _report(evaluation.latest, before, workdir)
+    write_results(evaluation.latest, before, workdir)
     return evaluation.latest
 
 
@@ -146,7 +145,7 @@ def evaluate(checkpoint: Path, workdir: Path, config: Config | None, *, label_ma
         results = evaluation.of(
             variables, weights.step, augmented=augmented, label_maps=label_maps, checkpoint=checkpoint
         )
-    _report(results, None, workdir)
+    write_results(results, None, workdir)
     return results
 
 
@@ -222,7 +221,7 @@ def check_data(config: Config, workdir: Path) -> bool:
     output = workdir / "check"
     output.mkdir(parents=True, exist_ok=True)
     summary = check(config)
-    _store(output / "report.json", summary.to_dict())
+    store(output / "report.json", summary.to_dict())
     for name, split in summary.splits.items():
         sheet = contact_sheet(split.dataset) if split.dataset else None
         if sheet is not None:
@@ -348,7 +347,7 @@ class _Evaluation:
         self.latest = run_evaluation(predict, self._dataset, self._config, self._output, on_result=keep)
         if jax.process_index() == 0:
             source = str(checkpoint or self._output.parent)
-            _store(self._output / _ABOUT, {"checkpoint": source, "step": step, "config": self._config.name})
+            store(self._output / _ABOUT, {"checkpoint": source, "step": step, "config": self._config.name})
         if augmented:
             self.latest |= evaluate_augmented(predict, self._dataset, self._config)
         self._writer.scalars(step, self.latest)
@@ -368,61 +367,5 @@ def _before(path: Path, evaluation: _Evaluation, state: State) -> dict[str, floa
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
     results = evaluation.of_state(state)
-    _store(path, results)
+    store(path, results)
     return results
-
-
-def _claim(workdir: Path, config: Config) -> None:
-    """Make a new workdir; refuse one that another config has used."""
-    path = workdir / _CONFIG
-    if path.exists():
-        try:
-            changed = differences(from_dict(json.loads(path.read_bytes())), config)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path} is damaged or of another version ({error}). Use a new workdir.") from error
-        if changed:
-            raise ConfigError(
-                f"--workdir={workdir} holds a run of another config ({path}):\n  "
-                + "\n  ".join(changed)
-                + "\nUse a new workdir, or the options of that run."
-            )
-    workdir.mkdir(parents=True, exist_ok=True)
-
-
-def _store(path: Path, value: Any) -> None:
-    """Write JSON so that a reader never sees half of it; of several processes only the first one does."""
-    if jax.process_index():
-        return
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    part.replace(path)
-
-
-@contextlib.contextmanager
-def _log_file(path: Path) -> Iterator[None]:
-    """Keep what the console shows; of several processes that of the first one."""
-    if jax.process_index():
-        yield
-        return
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.getLogger().addHandler(handler)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeHandler(handler)
-        handler.close()
-
-
-def _report(results: Mapping[str, float], before: Mapping[str, float] | None, workdir: Path) -> None:
-    """The readable table and, last, one JSON line."""
-    _store(workdir / "results.json", dict(results))
-    if before:
-        keys = [key for key in ("panoptic_seg/PQ", "segm/AP50", "segm/AP", "bbox/AP") if key in results]
-        rows = [f"{key:<16} {100 * before[key]:6.1f} -> {100 * results[key]:5.1f}" for key in keys]
-        logging.info("before and after training, in percent\n%s", "\n".join(rows))
-    if jax.process_index():
-        return
-    logging.info("results in %s", workdir / "results.json")
-    sys.stdout.write(json.dumps(dict(results)) + "\n")
-    sys.stdout.flush()

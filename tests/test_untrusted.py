@@ -17,7 +17,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from maskdino_jax import runner
 from maskdino_jax.checkpoints import torch_files
 from maskdino_jax.checkpoints.weights import open_weights
 from maskdino_jax.config import Config, ConfigError, from_dict
@@ -26,6 +25,7 @@ from maskdino_jax.data.catalog import Catalog
 from maskdino_jax.data.files import leads_outside
 from maskdino_jax.data.images import load_ids, load_image, load_labels
 from maskdino_jax.validation import validate
+from maskdino_jax.workdir import claim
 
 ERRORS = (ValueError, FileNotFoundError)  # all of this project are one of the two
 FEW = settings(derandomize=True, max_examples=60, deadline=5000, suppress_health_check=list(HealthCheck))
@@ -318,7 +318,7 @@ def test_stored_classes_are_taken_or_refused(tmp_path: Path, content: Any) -> No
 @few_and_many(damaged(json.dumps(STORED).encode()))
 def test_a_damaged_config_of_a_workdir_is_taken_or_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_bytes(content)
-    accepted_or_refused(lambda: runner._claim(tmp_path, Config()))
+    accepted_or_refused(lambda: claim(tmp_path, Config()))
 
 
 META = {"config": STORED, "catalog": CLASSES, "step": 2, "metrics": {"panoptic_seg/PQ": 0.5}}
