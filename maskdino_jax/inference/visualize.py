@@ -203,14 +203,15 @@ def _framed(instances: Instances, regions: _Regions, catalog: Catalog, scale: fl
 
 
 def _named(regions: _Regions, catalog: Catalog, *, only_stuff: bool) -> Iterator[Label]:
-    """Names inside the regions; those of objects also around them."""
+    """Names inside the regions; those of objects also around them, or around the largest piece of one in pieces."""
     for position, window in enumerate(ndimage.find_objects(regions.ids, len(regions.labels))):
         is_thing = bool(regions.is_thing[position])
         if window is None or (is_thing and only_stuff):
             continue
         rows, columns = window
-        box = columns.start, rows.start, columns.stop, rows.stop
-        spots = _inner_spots(regions.ids[window] == position + 1, columns.start, rows.start)
+        mask, corner = regions.ids[window] == position + 1, (columns.start, rows.start)
+        box = _largest_piece(mask, *corner)
+        spots = _inner_spots(mask, *corner)
         yield Label(
             texts=_texts(catalog.categories[regions.labels[position]].name, regions.scores[position], is_thing),
             spots=(*spots, *corners(box, _ROOM * _area(box))) if is_thing else spots,
@@ -218,6 +219,16 @@ def _named(regions: _Regions, catalog: Catalog, *, only_stuff: bool) -> Iterator
             box=box,
             on_plate=is_thing,
         )
+
+
+def _largest_piece(mask: Bool[np.ndarray, "h w"], left: int, top: int) -> Box:
+    """The box of what hangs together and has the most pixels."""
+    pieces, count = ndimage.label(mask)
+    if count > 1:
+        rows, columns = ndimage.find_objects(pieces)[np.bincount(pieces.ravel())[1:].argmax()]
+    else:
+        rows, columns = (slice(0, side) for side in mask.shape)
+    return left + columns.start, top + rows.start, left + columns.stop, top + rows.stop
 
 
 def _inner_spots(mask: Bool[np.ndarray, "h w"], left: int, top: int) -> tuple[Spot, ...]:

@@ -245,3 +245,16 @@ def test_an_enlarged_region_keeps_its_place_and_share():
     away = np.hypot(x - 240, y - 272)
     assert changed(picture)[away < 75].all()
     assert not changed(picture)[away > 86].any()
+
+
+def test_the_name_of_an_object_in_pieces_is_at_the_largest_one():
+    """The box around all of its pixels has its corners elsewhere."""
+    whole = rectangles((600, 400, 640, 430))
+    whole.bits[0, 20:24] |= rectangles((30, 0, 34, 600)).bits[0, 20:24]
+    picture = draw(GREY, Segments(catalog=CATALOG, instances=whole), score_threshold=0.5, style="instance")
+    rows, columns = np.nonzero(changed(picture))
+    assert rows.min() in range(18, 21), "the small piece is tinted"
+    named = rows > 30
+    assert columns[named].min() > 500
+    assert rows[named].min() > 350
+    assert named.sum() > 1.2 * 40 * 30, "and there is a name, also outside of the mask"
