@@ -1,5 +1,6 @@
 """The web server: a page, and three addresses that it asks."""
 
+import contextlib
 import logging
 import socket
 from importlib import resources
@@ -49,10 +50,9 @@ def serve(gallery: Gallery, name: str, *, host: str, port: int, max_upload_mb: f
     logging.info("serving %s on http://%s:%d, until Ctrl-C", name, shown, listening.getsockname()[1])
     config = uvicorn.Config(app, log_level="warning", log_config=None, timeout_graceful_shutdown=_GRACE)
     with listening:
-        try:
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn passes the signal on when it has ended
             uvicorn.Server(config).run(sockets=[listening])
-        except KeyboardInterrupt:  # uvicorn passes the signal on when it has ended
-            logging.info("stopped")
+    logging.info("stopped")
 
 
 def application(gallery: Gallery, name: str, *, host: str, max_upload_mb: float) -> Any:
