@@ -49,9 +49,8 @@ def serve(gallery: Gallery, name: str, *, host: str, port: int, max_upload_mb: f
         logging.warning("--host=%s: everyone who reaches this machine can use the page; there is no password", host)
     logging.info("serving %s on http://%s:%d, until Ctrl-C", name, shown, listening.getsockname()[1])
     config = uvicorn.Config(app, log_level="warning", log_config=None, timeout_graceful_shutdown=_GRACE)
-    with listening:
-        with contextlib.suppress(KeyboardInterrupt):  # uvicorn passes the signal on when it has ended
-            uvicorn.Server(config).run(sockets=[listening])
+    with listening, contextlib.suppress(KeyboardInterrupt):  # uvicorn passes the signal on when it has ended
+        uvicorn.Server(config).run(sockets=[listening])
     logging.info("stopped")
 
 
