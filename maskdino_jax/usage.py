@@ -34,7 +34,7 @@ flags
   --workdir=DIR             checkpoints, logs and results; by default runs/NAME of the config
   --checkpoint=WHICH        a workdir, one checkpoint, a .pth of the official code with its --config,
                             or zoo:NAME, such as zoo:r50_coco_panoptic; by default the workdir
-  --images=WHICH            a file or a folder; predict also takes a video or an http(s) address
+  --images=WHICH            a file, a folder, a video or an http(s) address
   --style=STYLE             predict: one of instance, panoptic, semantic, detection
   --format=, --canvas=      export: stablehlo or onnx; HEIGHTxWIDTH in pixels
   --host=, --port=          serve: where to listen, by default on 127.0.0.1:8000
