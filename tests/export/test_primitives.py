@@ -39,7 +39,8 @@ MAP = np.random.default_rng(0).normal(size=(2, 7, 9, 3)).astype(np.float32)
 def test_results_stay_and_primitives_go(function, argument) -> None:
     result, primitives = flattened(function, argument)
     expected = argument + 1 if "platform_dependent" in function.__code__.co_names else function(argument)
-    np.testing.assert_allclose(result, expected, rtol=1e-6)
+    # Sums of numbers up to 4 may be rounded twice instead of once
+    np.testing.assert_allclose(result, expected, rtol=1e-6, atol=5e-7)
     assert not FORBIDDEN & set(primitives)
 
 

@@ -40,7 +40,7 @@ def test_memory_does_not_depend_on_the_number_of_queries(task):
     assert few < 50 * PIXELS, "masks of 100 queries at the size of the image would be 100 of these"
 
 
-def test_semantic_maps_need_a_copy_of_the_mask_logits_and_nothing_larger():
-    """The logits have a sixteenth of the pixels."""
+def test_semantic_maps_need_one_or_two_copies_of_the_mask_logits_and_nothing_larger():
+    """Two with jax 0.12. The logits have a sixteenth of the pixels: masks at the size of the image would be 16."""
     few, many = temporary("semantic", 100), temporary("semantic", 900)
-    assert many - few < 1.1 * 800 * PIXELS / 16
+    assert many - few < 2.1 * 800 * PIXELS / 16
