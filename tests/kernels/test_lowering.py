@@ -10,6 +10,12 @@ import jax.numpy as jnp
 import pytest
 from maskdino_kernels import ms_deform_attn, ms_deform_attn_backward, relaxed_atomics
 
+from maskdino_jax.meshes import make_mesh
+from maskdino_jax.model import ModelSpec
+from maskdino_jax.ops import deform_attn
+from maskdino_jax.train.memory import trace_step
+from tests.e2e.conftest import smallest
+
 LEVELS_1024 = ((128, 128), (64, 64), (32, 32), (16, 16))
 
 
@@ -112,3 +118,20 @@ def test_where_jax_has_moved_its_private_parts_one_warning_and_the_public_additi
             lower(lambda *x: backward(((2, 2),))(*x), *arguments)
     finally:
         relaxed_atomics.relaxed_add.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_whole_training_step_lowers_with_a_kernel_for_every_attention(monkeypatch, dtype):
+    if jax.__version_info__ >= (0, 11):  # a mesh of abstract devices cannot hold the rest of the step
+        from jax._src.pallas.triton import gpu_info
+
+        monkeypatch.setattr(gpu_info, "get_device_kind", lambda: "NVIDIA H200")
+        monkeypatch.setattr(gpu_info, "get_device_platform", lambda: "gpu")
+    monkeypatch.setattr(deform_attn, "runs_kernel", lambda impl, dtype: True)
+    config = smallest()
+    config.model.dtype = dtype
+    config.loss.matcher = "device"  # JAX lowers a callback for the platform at hand only
+    step = trace_step(ModelSpec(config.model, 133), config, make_mesh(1, jax.devices()[:1]))
+    text = step.lower(lowering_platforms=("cuda",)).as_text()
+    kernels = [line for line in text.splitlines() if "custom_call" in line and "triton" in line]
+    assert len(kernels) == 2 * (config.model.encoder.layers + config.model.decoder.layers)
