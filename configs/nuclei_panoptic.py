@@ -76,8 +76,8 @@ def _small(config: Config) -> None:
     config.loss.num_points = 1600  # a sixth of the pixels of a mask: fewer hardly meet a small nucleus
     config.loss.oversample_ratio = 2.0
     config.optimizer.learning_rate = 1e-3
-    config.optimizer.milestones = (1_100, 1_700)
-    config.train.steps = 1_800
+    config.optimizer.milestones = (2_400, 3_300)
+    config.train.steps = 3_600
     config.train.batch_size = 1
     config.train.ema_decay = 0.99
     config.train.log_every = 25
@@ -100,7 +100,7 @@ def _pieces(config: Config) -> None:
     config.loss.num_points = 576
     config.optimizer.warmup_steps = 100
     config.optimizer.milestones = ()
-    config.train.steps = 918
+    config.train.steps = 1_200
     config.train.batch_size = 2
     config.train.ema_decay = 0.995
     config.train.log_every = 50

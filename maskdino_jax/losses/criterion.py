@@ -102,8 +102,7 @@ def criterion_at(
     The rows of `mask_loss.Rows` are the targets of matching set 0, of set 1 and so on, then the slots of denoising
     set 0 (1 with learned queries) and so on.
     """
-    # Converted once and not for each prediction set, so that their gradients add up in float32.
-    features = outputs.mask_features.astype(jnp.float32)
+    features = outputs.mask_features
     matches = match_all(outputs.matching, targets, features, sources, draw, loss, mesh)
     groups = [_matched(outputs, matches, counts, model)]
     if outputs.denoising is not None:

@@ -99,7 +99,7 @@ def _images_and_gradients(chunk_loss: Callable, embed: Array, features: Array, r
 
 
 def _scale_gradients(_: Callable, gradients: tuple[Array, Array], slopes: tuple[Array, Array]) -> tuple:
-    scaled = (x * slopes[0].reshape(-1, *[1] * (x.ndim - 1)) for x in gradients)
+    scaled = ((x * slopes[0].reshape(-1, *[1] * (x.ndim - 1))).astype(x.dtype) for x in gradients)
     return *scaled, None
 
 
@@ -107,8 +107,11 @@ _images.defvjp(_images_and_gradients, _scale_gradients)
 
 
 def _image(chunk_loss: Callable, embed: Array, features: Array, image: tuple, *, gradient: bool) -> tuple:
-    """Total and losses of one image, and the gradients of the total in `embed` and `features` (or None)."""
-    valid = image[1]
+    """Total and losses of one image, and the gradients of the total in `embed` and `features` (or None).
+
+    The features of one image at a time are float32, as is the sum of their gradients over all rows.
+    """
+    valid, dtype, features = image[1], features.dtype, features.astype(jnp.float32)
     order = jnp.argsort(~valid, stable=True)  # existing rows first
 
     def turn(i: Int[Array, ""], sums: tuple) -> tuple:
@@ -125,4 +128,5 @@ def _image(chunk_loss: Callable, embed: Array, features: Array, image: tuple, *,
     values = (jnp.float32(0), jnp.zeros((2, len(valid)), jnp.float32))
     slopes = (jnp.zeros_like(embed), jnp.zeros_like(features)) if gradient else None
     turns = -(-jnp.sum(valid) // CHUNK)
-    return jax.lax.fori_loop(0, turns, turn, (values, slopes))
+    values, slopes = jax.lax.fori_loop(0, turns, turn, (values, slopes))
+    return values, slopes and (slopes[0], slopes[1].astype(dtype))

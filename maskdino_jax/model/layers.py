@@ -23,6 +23,22 @@ EPSILON = 1e-5  # of every norm
 _BLOCK = 1024  # tokens whose hidden vectors of 2048 floats fit into the cache of a CPU core, 8 MiB
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def relu(x: Float[Array, "*s"], dtype: DTypeLike = jnp.float32) -> Float[Array, "*s"]:
+    """What is positive of `x`. The derivative is read off the result as `dtype`, the type in which the next layer
+    takes it and keeps it.
+
+    `jax.nn.relu` reads it off `x`: XLA then keeps the outputs of convolutions as well.
+    """
+    return jnp.maximum(x, 0)
+
+
+@relu.defjvp
+def _relu_jvp(dtype: DTypeLike, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    result = relu(*primals, dtype)
+    return result, jnp.where(result.astype(dtype) > 0, tangents[0], 0)
+
+
 class Frozen(nnx.Variable):
     """A statistic that is stored with the parameters and never trained."""
 
@@ -187,7 +203,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
         for layer in self.layers[:-1]:
-            x = nnx.relu(layer(x))
+            x = relu(layer(x))
         return self.layers[-1](x)
 
 
@@ -199,7 +215,7 @@ class FeedForward(nnx.Module):
         self.linear2 = linear(hidden, dim, init="xavier", dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        return self.linear2(nnx.relu(self.linear1(x)))
+        return self.linear2(relu(self.linear1(x), self.linear2.dtype))
 
 
 def by_blocks(function: Callable[[Array], Array], tokens: Float[Array, "b t d"]) -> Float[Array, "b t d"]:

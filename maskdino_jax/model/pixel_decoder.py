@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from maskdino_jax.config import BACKBONE_FEATURES, ModelConfig
 from maskdino_jax.model.keys import Keys
-from maskdino_jax.model.layers import ConvNorm, DeformableAttention, FeedForward, apply, by_blocks, layer_norm
+from maskdino_jax.model.layers import ConvNorm, DeformableAttention, FeedForward, apply, by_blocks, layer_norm, relu
 from maskdino_jax.model.levels import Levels
 from maskdino_jax.ops.extents import halved, repeat_border
 from maskdino_jax.ops.positions import map_sine_embedding
@@ -113,7 +113,7 @@ class PixelDecoder(nnx.Module):
         border = None if extents is None else levels.extents[:, finest]
         enlarged = resize_bilinear(repeat_border(encoded[finest], border), features["res2"].shape[1:3])
         merged = self.lateral(features["res2"], extent_of["res2"]) + enlarged
-        smooth = nnx.relu(self.smooth(merged, extent_of["res2"]))
+        smooth = relu(self.smooth(merged, extent_of["res2"]), self.mask_features.dtype)
         return tokens, levels, self.mask_features(smooth)
 
     def _encode(self, tokens: Float[Array, "b t d"], levels: Levels, remat: bool) -> Float[Array, "b t d"]:

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from maskdino_jax.config import BackboneConfig
 from maskdino_jax.model.keys import Keys
-from maskdino_jax.model.layers import ConvNorm, apply
+from maskdino_jax.model.layers import ConvNorm, apply, relu
 from maskdino_jax.ops.extents import halved, keep_inside
 
 _HE_NORMAL = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -25,14 +25,15 @@ class Bottleneck(nnx.Module):
         self.conv2 = conv(width, width, 3, stride)
         self.conv3 = conv(width, 4 * width, 1)
         self.shortcut = conv(fan_in, 4 * width, 1, stride) if project else None
+        self.dtype = dtype
 
     def __call__(
         self, x: Float[Array, "b h w c"], extent: Int[Array, "b 2"] | None, training: bool
     ) -> Float[Array, "b h2 w2 d"]:
-        y = nnx.relu(self.conv1(x, extent, training=training))
-        y = nnx.relu(self.conv2(y, extent, training=training))
+        y = relu(self.conv1(x, extent, training=training), self.dtype)
+        y = relu(self.conv2(y, extent, training=training), self.dtype)
         y = self.conv3(y, halved(extent) if self.conv2.stride == 2 else extent, training=training)
-        return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x, extent, training=training)))
+        return relu(y + (x if self.shortcut is None else self.shortcut(x, extent, training=training)), self.dtype)
 
 
 class ResNet(nnx.Module):
@@ -40,6 +41,7 @@ class ResNet(nnx.Module):
 
     def __init__(self, config: BackboneConfig, *, dtype: DTypeLike, rngs: Keys) -> None:
         self.stem = ConvNorm(3, config.width, 7, stride=2, norm=config.norm, init=_HE_NORMAL, dtype=dtype, rngs=rngs)
+        self.dtype = dtype
         self.channels: dict[str, int] = {}
         fan_in = config.width
         for index, depth in enumerate(config.depths):
@@ -75,7 +77,7 @@ class ResNet(nnx.Module):
         `remat`: the backward pass computes each block again instead of keeping more than its input.
         """
         training = keys is not None
-        x, extent = nnx.relu(self.stem(images, extents, training=training)), halved(extents)
+        x, extent = relu(self.stem(images, extents, training=training), self.dtype), halved(extents)
         x = keep_inside(x, extent)  # nothing is negative here: zeros never win
         x, extent = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1))), halved(extent)
         maps = {}

@@ -69,17 +69,24 @@ def compile_step(traced: Traced, config: Config, mesh: Mesh) -> Compiled:
     return traced.lower().compile(compiler_options=_KEEP_BARRIERS if twice_on_cpu else None)
 
 
-def forecast(step: Compiled, mesh: Mesh) -> Forecast | None:
-    """What one call of a compiled step needs on each device; None where the compiler does not say.
-
-    On a GPU `available` is what JAX may allocate, by default three quarters of the memory; on a CPU the memory of the
-    machine, divided by the CPU devices of this process.
-    """
+def bytes_needed(step: Compiled) -> int | None:
+    """What one call of a compiled step needs on each device; None where the compiler does not say."""
     found = step.memory_analysis()
     if found is None:
         return None
     results = found.output_size_in_bytes - found.alias_size_in_bytes  # the new state takes the place of the old
-    needed = found.argument_size_in_bytes + results + found.temp_size_in_bytes + found.generated_code_size_in_bytes
+    return found.argument_size_in_bytes + results + found.temp_size_in_bytes + found.generated_code_size_in_bytes
+
+
+def forecast(step: Compiled, mesh: Mesh) -> Forecast | None:
+    """`bytes_needed` beside what there is; None where the compiler does not say.
+
+    On a GPU `available` is what JAX may allocate, by default three quarters of the memory; on a CPU the memory of the
+    machine, divided by the CPU devices of this process.
+    """
+    needed = bytes_needed(step)
+    if needed is None:
+        return None
     device = mesh.local_devices[0]
     if device.platform == "cpu":
         known = hasattr(os, "sysconf")  # not on Windows

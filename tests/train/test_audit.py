@@ -101,7 +101,7 @@ def _assert_within_bounds(program: Any) -> None:
 def resnet_50() -> tuple[Config, Any]:
     config = get_config("r50")
     config.train.batch_size = 1
-    return config, trace(config)
+    return config, trace(config, one_device())
 
 
 def test_the_step_of_resnet_50_on_1024_pixels_costs_what_the_model_says(resnet_50: tuple[Config, Any]) -> None:
