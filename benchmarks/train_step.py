@@ -25,7 +25,7 @@ from ml_collections import config_flags
 from benchmarks import audit, cost_model
 from benchmarks.absent_gpu import absent_gpus
 from maskdino_jax.config import Config
-from maskdino_jax.losses.mask_loss import CHUNK
+from maskdino_jax.losses.mask_loss import chunk_size
 from maskdino_jax.model import ModelSpec
 from maskdino_jax.train.memory import bytes_needed, compile_step, trace_step
 
@@ -44,9 +44,10 @@ def one_device() -> Mesh:
     return jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
 
 
-def flops(traced: Traced, config: Config, rows: int) -> float:
+def flops(traced: Traced, config: Config, rows: int, mesh: Mesh) -> float:
     """Operations for one image with this many pairs of a query and a target in all prediction sets."""
-    return audit.flops(traced.jaxpr.jaxpr, turns=-(-rows // CHUNK)) / config.train.batch_size
+    turns = -(-rows // chunk_size(mesh.devices.flat[0].platform))
+    return audit.flops(traced.jaxpr.jaxpr, turns) / config.train.batch_size
 
 
 def temporary(step: Compiled, config: Config) -> float:
@@ -59,7 +60,10 @@ def report(config: Config, rows: int, mesh: Mesh) -> str:
     traced = trace(config, mesh)
     step = compile_step(traced, config, mesh)
     stages, images = cost_model.train_step(config, rows), config.train.batch_size
-    does, should = flops(traced, config, rows), sum(stage.flops * stage.times for stage in stages.values())
+    does, should = (
+        flops(traced, config, rows, mesh.devices.flat[0].platform),
+        sum(stage.flops * stage.times for stage in stages.values()),
+    )
     gather = audit.largest_gather(step)
     sort = max(audit.largest_sort(step), audit.largest_sort(traced.jaxpr.jaxpr), key=lambda sort: sort.size)
     lines = [
@@ -84,7 +88,7 @@ def table(config: Config, mesh: Mesh) -> str:
         start = time.perf_counter()
         traced = trace(own, mesh)
         step = compile_step(traced, own, mesh)
-        cells = f"{temporary(step, own) / _GIB:.2f} | {flops(traced, own, _ROWS.value) / 1e9:.0f}"
+        cells = f"{temporary(step, own) / _GIB:.2f} | {flops(traced, own, _ROWS.value, mesh) / 1e9:.0f}"
         lines.append(f"| {dtype} | {remat} | {cells} | {time.perf_counter() - start:.0f} s |")
         logging.info("%s", lines[-1])
     return "\n".join(lines)

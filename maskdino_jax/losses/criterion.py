@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from maskdino_jax.config import LossConfig, ModelConfig
 from maskdino_jax.losses.costs import matching_cost
 from maskdino_jax.losses.functional import focal_loss, giou_loss, l1_loss
-from maskdino_jax.losses.mask_loss import Draw, Rows, mask_losses
+from maskdino_jax.losses.mask_loss import Draw, Rows, chunk_size, mask_losses
 from maskdino_jax.losses.matcher import match
 from maskdino_jax.meshes import images_spec
 from maskdino_jax.structures import DenoisingPlan, Matches, Predictions, Targets, TrainOutputs
@@ -221,7 +221,8 @@ def _mask_terms(
     if not parts:
         return jnp.float32(0), [jnp.zeros((2, len(group.suffixes))) for group in groups]
     rows = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
-    local = lambda *inputs: mask_losses(*inputs, draw, loss)
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    local = lambda *inputs: mask_losses(*inputs, draw, loss, chunk_size(platform))
     inputs = (rows, features, targets.masks, sources)
     total, *losses = _per_device(local, mesh, (0, 0, 0, 0), 0)(*inputs)
     values, start = [], 0

@@ -25,7 +25,9 @@ from maskdino_jax.ops.points import sample_masks, sample_packed, uncertain_point
 # index is that of the prediction set; for `candidates` and `uniform` it is that of the row in `Rows`.
 Draw = Callable[[str, Any, Int[Array, ""], int], Float[Array, "c 2"]]
 
-CHUNK = 32  # rows at a time; 38,000 candidates with four corners each take 20 MB of every kind
+# Rows at a time. 38,000 candidates with four corners each take 0.6 MB of every kind for each row: 32 rows fit into the
+# cache of a CPU. A turn of the loop is some 150 kernels on a GPU, which should have enough work to outlast their start.
+_CHUNK_ON_CPU, _CHUNK = 32, 128
 
 
 @jax.tree_util.register_dataclass
@@ -39,6 +41,11 @@ class Rows:
     share: Float[Array, "b r"]  # factor of the row in the total
 
 
+def chunk_size(platform: str) -> int:
+    """How many rows at a time suit devices of a platform, `cpu` or another."""
+    return _CHUNK_ON_CPU if platform == "cpu" else _CHUNK
+
+
 def mask_losses(
     rows: Rows,
     features: Float[Array, "b h4 w4 d"],
@@ -46,6 +53,7 @@ def mask_losses(
     sources: Any,
     draw: Draw,
     loss: LossConfig,
+    chunk: int,
 ) -> tuple[Float[Array, "b"], Float[Array, "b r"], Float[Array, "b r"]]:
     """Total of each image, weighted by `rows.share` and `loss.weights`, and both losses of each row, 0 for filler.
 
@@ -54,13 +62,14 @@ def mask_losses(
     Args:
         masks: packed targets.
         sources: a tree with a leading axis for the images, from which `draw` makes the points.
+        chunk: rows at a time, see `chunk_size`.
     """
     count = rows.valid.shape[1]
-    filler = -count % CHUNK
+    filler = -count % chunk
     rows = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, filler), *[(0, 0)] * (x.ndim - 2))), rows)
     share = jnp.where(rows.valid, rows.share, 0)
     chunk_loss = functools.partial(_chunk_loss, draw, loss)
-    total, losses = _images(chunk_loss, rows.embed, features, (rows.target, rows.valid, share, masks, sources))
+    total, losses = _images(chunk_loss, chunk, rows.embed, features, (rows.target, rows.valid, share, masks, sources))
     entropy, dice = jnp.moveaxis(jax.lax.stop_gradient(losses)[..., :count], 1, 0)
     return total, entropy, dice
 
@@ -87,18 +96,18 @@ def _chunk_loss(
     return total, jnp.where(valid[index], jnp.stack([entropy, dice]), 0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _images(chunk_loss: Callable, embed: Array, features: Array, rest: tuple) -> tuple[Array, Array]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _images(chunk_loss: Callable, chunk: int, embed: Array, features: Array, rest: tuple) -> tuple[Array, Array]:
     """Total [b] and losses [b, 2, r] of all images, one after the other."""
-    values, _ = jax.lax.map(lambda item: _image(chunk_loss, *item, gradient=False), (embed, features, rest))
+    values, _ = jax.lax.map(lambda item: _image(chunk_loss, chunk, *item, gradient=False), (embed, features, rest))
     return values
 
 
-def _images_and_gradients(chunk_loss: Callable, embed: Array, features: Array, rest: tuple) -> tuple:
-    return jax.lax.map(lambda item: _image(chunk_loss, *item, gradient=True), (embed, features, rest))
+def _images_and_gradients(chunk_loss: Callable, chunk: int, embed: Array, features: Array, rest: tuple) -> tuple:
+    return jax.lax.map(lambda item: _image(chunk_loss, chunk, *item, gradient=True), (embed, features, rest))
 
 
-def _scale_gradients(_: Callable, gradients: tuple[Array, Array], slopes: tuple[Array, Array]) -> tuple:
+def _scale_gradients(_: Callable, __: int, gradients: tuple[Array, Array], slopes: tuple[Array, Array]) -> tuple:
     scaled = ((x * slopes[0].reshape(-1, *[1] * (x.ndim - 1))).astype(x.dtype) for x in gradients)
     return *scaled, None
 
@@ -106,7 +115,7 @@ def _scale_gradients(_: Callable, gradients: tuple[Array, Array], slopes: tuple[
 _images.defvjp(_images_and_gradients, _scale_gradients)
 
 
-def _image(chunk_loss: Callable, embed: Array, features: Array, image: tuple, *, gradient: bool) -> tuple:
+def _image(chunk_loss: Callable, chunk: int, embed: Array, features: Array, image: tuple, *, gradient: bool) -> tuple:
     """Total and losses of one image, and the gradients of the total in `embed` and `features` (or None).
 
     The features of one image at a time are float32, as is the sum of their gradients over all rows.
@@ -116,7 +125,7 @@ def _image(chunk_loss: Callable, embed: Array, features: Array, image: tuple, *,
 
     def turn(i: Int[Array, ""], sums: tuple) -> tuple:
         (total, losses), slopes = sums
-        index = jax.lax.dynamic_slice(order, (i * CHUNK,), (CHUNK,))
+        index = jax.lax.dynamic_slice(order, (i * chunk,), (chunk,))
         if gradient:
             both = jax.value_and_grad(chunk_loss, argnums=(0, 1), has_aux=True)
             (more, own), (d_embed, d_features) = both(embed[index], features, index, image)
@@ -127,6 +136,6 @@ def _image(chunk_loss: Callable, embed: Array, features: Array, image: tuple, *,
 
     values = (jnp.float32(0), jnp.zeros((2, len(valid)), jnp.float32))
     slopes = (jnp.zeros_like(embed), jnp.zeros_like(features)) if gradient else None
-    turns = -(-jnp.sum(valid) // CHUNK)
+    turns = -(-jnp.sum(valid) // chunk)
     values, slopes = jax.lax.fori_loop(0, turns, turn, (values, slopes))
     return values, slopes and (slopes[0], slopes[1].astype(dtype))

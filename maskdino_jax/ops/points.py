@@ -93,7 +93,10 @@ def smallest(values: Float[Array, "*b c"], count: int) -> Int[Array, "*b k"]:
     below, equal = bits < limit, bits == limit
     room = count - jnp.sum(below, axis=-1, keepdims=True)
     chosen = below | (equal & (jnp.cumsum(equal, axis=-1) <= room))
-    # The index at which the running number of chosen ones reaches 1, 2, ..., count.
-    running = jnp.cumsum(chosen, axis=-1)
-    find = lambda row: jnp.searchsorted(row, jnp.arange(1, count + 1))
-    return jax.vmap(find)(running.reshape(-1, running.shape[-1])).reshape(*running.shape[:-1], count)
+    # The n-th chosen one writes its index to place n; all others write beyond the end, each to a place of its own.
+    index = jnp.broadcast_to(jnp.arange(bits.shape[-1], dtype=jnp.int32), bits.shape)
+    place = jnp.where(chosen, jnp.cumsum(chosen, axis=-1) - 1, count + index)
+    write = lambda places, x: jnp.zeros(count, x.dtype).at[places].set(x, mode="drop", unique_indices=True)
+    return jax.vmap(write)(place.reshape(-1, bits.shape[-1]), index.reshape(-1, bits.shape[-1])).reshape(
+        *bits.shape[:-1], count
+    )

@@ -61,8 +61,9 @@ def _slopes(function, scene: tuple) -> tuple:
     return jax.jit(jax.grad(scalar, argnums=(0, 1)))(rows.embed, features)
 
 
-def test_losses_and_gradients_equal_those_of_all_rows_at_once(scene: tuple) -> None:
-    loop = lambda *inputs: mask_losses(*inputs, draw, LOSS)
+@pytest.mark.parametrize("chunk", [32, 64, 128])
+def test_losses_and_gradients_equal_those_of_all_rows_at_once(scene: tuple, chunk: int) -> None:
+    loop = lambda *inputs: mask_losses(*inputs, draw, LOSS, chunk)
     total, entropy, dice = jax.jit(loop)(*scene)
     expected_total, (expected_entropy, expected_dice) = jax.jit(_plain)(*scene)
     np.testing.assert_allclose(total, expected_total, rtol=1e-5)
@@ -74,7 +75,18 @@ def test_losses_and_gradients_equal_those_of_all_rows_at_once(scene: tuple) -> N
 
 def test_images_without_rows_cost_nothing(scene: tuple) -> None:
     rows, *rest = scene
-    loop = lambda *inputs: mask_losses(*inputs, draw, LOSS)
+    loop = lambda *inputs: mask_losses(*inputs, draw, LOSS, 32)
     empty = dataclasses.replace(rows, valid=jnp.zeros_like(rows.valid))
     for x in (*jax.jit(loop)(empty, *rest), *_slopes(loop, (empty, *rest))):
         np.testing.assert_array_equal(x, 0)
+
+
+def test_features_of_bfloat16_get_the_gradient_that_was_added_up_in_float32(scene: tuple) -> None:
+    rows, features, *rest = scene
+    loop = lambda *inputs: mask_losses(*inputs, draw, LOSS, 32)
+    narrow = features.astype(jnp.bfloat16)
+    exact = _slopes(loop, (rows, narrow.astype(jnp.float32), *rest))
+    found = _slopes(loop, (rows, narrow, *rest))
+    assert found[1].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found[0], exact[0])
+    np.testing.assert_array_equal(found[1], exact[1].astype(jnp.bfloat16))  # the slopes are powers of two

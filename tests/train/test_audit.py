@@ -108,7 +108,7 @@ def test_the_step_of_resnet_50_on_1024_pixels_costs_what_the_model_says(resnet_5
     config, traced = resnet_50
     stages = cost_model.train_step(config, TYPICAL_ROWS).values()
     should = sum(stage.flops * stage.times for stage in stages)
-    assert should <= flops(traced, config, TYPICAL_ROWS) * 1.05
+    assert should <= flops(traced, config, TYPICAL_ROWS, one_device()) * 1.05
     assert flops(traced, config, TYPICAL_ROWS) <= 1.1 * should
 
 
