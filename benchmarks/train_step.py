@@ -2,7 +2,7 @@
 
     python -m benchmarks.train_step --config=configs/coco_instance.py:r50
     python -m benchmarks.train_step --config=configs/coco_instance.py:r50 --all
-    JAX_PLATFORMS=cpu python -m benchmarks.train_step --gpu --batch=16 --all
+    python -m benchmarks.train_step --gpu --batch=16 --all
 
 It needs neither data nor weights. Any option is overridden, as in `--config.train.remat=all`. `--all` makes the table
 of docs/training.md: the memory of every `config.model.dtype` and `config.train.remat`, a minute or two each. `--gpu`
@@ -14,7 +14,12 @@ import contextlib
 import copy
 import itertools
 import logging
+import os
+import sys
 import time
+
+if "--gpu" in sys.argv:
+    os.environ["JAX_PLATFORMS"] = "cpu"  # with a GPU, JAX would look for its driver
 
 import jax
 from absl import app, flags
@@ -60,10 +65,7 @@ def report(config: Config, rows: int, mesh: Mesh) -> str:
     traced = trace(config, mesh)
     step = compile_step(traced, config, mesh)
     stages, images = cost_model.train_step(config, rows), config.train.batch_size
-    does, should = (
-        flops(traced, config, rows, mesh.devices.flat[0].platform),
-        sum(stage.flops * stage.times for stage in stages.values()),
-    )
+    does, should = flops(traced, config, rows, mesh), sum(stage.flops * stage.times for stage in stages.values())
     gather = audit.largest_gather(step)
     sort = max(audit.largest_sort(step), audit.largest_sort(traced.jaxpr.jaxpr), key=lambda sort: sort.size)
     lines = [

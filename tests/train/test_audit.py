@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from benchmarks import audit, cost_model
-from benchmarks.train_step import TYPICAL_ROWS, flops, one_device, trace
+from benchmarks.train_step import TYPICAL_ROWS, flops, one_device, report, trace
 from configs.coco_instance import get_config
-from maskdino_jax.config import Config
+from maskdino_jax.config import Config, tiny
 from maskdino_jax.train.memory import compile_step
 
 
@@ -109,7 +109,7 @@ def test_the_step_of_resnet_50_on_1024_pixels_costs_what_the_model_says(resnet_5
     stages = cost_model.train_step(config, TYPICAL_ROWS).values()
     should = sum(stage.flops * stage.times for stage in stages)
     assert should <= flops(traced, config, TYPICAL_ROWS, one_device()) * 1.05
-    assert flops(traced, config, TYPICAL_ROWS) <= 1.1 * should
+    assert flops(traced, config, TYPICAL_ROWS, one_device()) <= 1.1 * should
 
 
 def test_the_step_of_resnet_50_has_no_large_gather_or_sort_and_asks_the_host_once(
@@ -122,3 +122,12 @@ def test_the_step_of_resnet_50_has_no_large_gather_or_sort_and_asks_the_host_onc
 def test_so_does_its_compiled_program(resnet_50: tuple[Config, Any]) -> None:
     config, traced = resnet_50
     _assert_within_bounds(compile_step(traced, config, one_device()))
+
+
+def test_the_report_has_a_line_for_each_finding() -> None:
+    config = get_config("r50")
+    tiny(config)
+    config.data.image_size, config.train.batch_size = (64, 64), 1
+    lines = report(config, 20, one_device())
+    for finding in ("operations of an image: ", "largest gather: ", "largest sort: ", "host callbacks: 1", "GiB"):
+        assert finding in lines
