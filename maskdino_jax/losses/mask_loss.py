@@ -26,7 +26,7 @@ from maskdino_jax.ops.points import sample_masks, sample_packed, uncertain_point
 Draw = Callable[[str, Any, Int[Array, ""], int], Float[Array, "c 2"]]
 
 # Rows at a time. 38,000 candidates with four corners each take 0.6 MB of every kind for each row: 32 rows fit into the
-# cache of a CPU. A turn of the loop is some 150 kernels on a GPU, which should have enough work to outlast their start.
+# cache of a CPU. A turn of the loop is 167 kernels on a GPU, which should have enough work to outlast their start.
 _CHUNK_ON_CPU, _CHUNK = 32, 128
 
 
