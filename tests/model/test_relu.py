@@ -17,4 +17,3 @@ def test_equals_that_of_jax_with_its_gradient(dtype: str) -> None:
     (found, pull), (expected, expected_pull) = both
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(pull(cotangent)[0], expected_pull(cotangent)[0])
-
