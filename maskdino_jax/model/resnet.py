@@ -1,5 +1,7 @@
 """ResNet backbone (He et al. 2016) with the stride in the 3x3 convolution, NHWC."""
 
+from collections.abc import Iterable
+
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
@@ -74,7 +76,8 @@ class ResNet(nnx.Module):
     ) -> dict[str, Float[Array, "b h2 w2 c"]]:
         """`extents`: what each image occupies of the canvas, in pixels; `keys`: given in training, None otherwise.
 
-        `remat`: the backward pass computes each block again instead of keeping more than its input.
+        `remat`: the backward pass computes each stage again instead of keeping more than its input. The input of a
+        block, float32 for the sake of its shortcut, is as large as all that is kept inside.
         """
         training = keys is not None
         x, extent = relu(self.stem(images, extents, training=training), self.dtype), halved(extents)
@@ -82,9 +85,14 @@ class ResNet(nnx.Module):
         x, extent = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1))), halved(extent)
         maps = {}
         for name in self.channels:
-            for block in getattr(self, name):
-                here = extent
-                x = apply(block, lambda block, x, here=here: block(x, here, training), x, remat=remat)
-                extent = halved(extent) if block.conv2.stride == 2 else extent
-            maps[name] = x
+            stage = getattr(self, name)
+
+            def run(blocks: Iterable[Bottleneck], x: Array, extent: Array | None = extent) -> Array:
+                for block in blocks:
+                    x = block(x, extent, training)
+                    extent = halved(extent) if block.conv2.stride == 2 else extent
+                return x
+
+            x = maps[name] = apply(stage, run, x, remat=remat)
+            extent = halved(extent) if stage[0].conv2.stride == 2 else extent
         return maps
