@@ -178,10 +178,11 @@ def measure(runs: dict[str, Callable], inputs: list, repetitions: int, clock: Ca
         for name, call in calls.items():
             if spent[name] > SECONDS and repetition >= FEWEST:
                 continue
+            begin = time.perf_counter()
             # Not timed: the one before may have given the allocator's memory back to the system, and getting 14 MB
             # again costs a CPU as much as our forward pass itself.
             wait(call(*inputs[-1]))
-            start, begin = clock(), time.perf_counter()
+            start = clock()
             wait([call(*x) for x in inputs])
             times[name].append((clock() - start) * 1000 / len(inputs))
             spent[name] += time.perf_counter() - begin

@@ -27,15 +27,15 @@ class Bottleneck(nnx.Module):
         self.conv2 = conv(width, width, 3, stride)
         self.conv3 = conv(width, 4 * width, 1)
         self.shortcut = conv(fan_in, 4 * width, 1, stride) if project else None
-        self.dtype = dtype
 
     def __call__(
         self, x: Float[Array, "b h w c"], extent: Int[Array, "b 2"] | None, training: bool
     ) -> Float[Array, "b h2 w2 d"]:
-        y = relu(self.conv1(x, extent, training=training), self.dtype)
-        y = relu(self.conv2(y, extent, training=training), self.dtype)
+        dtype = self.conv1.conv.dtype
+        y = relu(self.conv1(x, extent, training=training), dtype)
+        y = relu(self.conv2(y, extent, training=training), dtype)
         y = self.conv3(y, halved(extent) if self.conv2.stride == 2 else extent, training=training)
-        return relu(y + (x if self.shortcut is None else self.shortcut(x, extent, training=training)), self.dtype)
+        return relu(y + (x if self.shortcut is None else self.shortcut(x, extent, training=training)), dtype)
 
 
 class ResNet(nnx.Module):
@@ -43,7 +43,6 @@ class ResNet(nnx.Module):
 
     def __init__(self, config: BackboneConfig, *, dtype: DTypeLike, rngs: Keys) -> None:
         self.stem = ConvNorm(3, config.width, 7, stride=2, norm=config.norm, init=_HE_NORMAL, dtype=dtype, rngs=rngs)
-        self.dtype = dtype
         self.channels: dict[str, int] = {}
         fan_in = config.width
         for index, depth in enumerate(config.depths):
@@ -80,19 +79,20 @@ class ResNet(nnx.Module):
         block, float32 for the sake of its shortcut, is as large as all that is kept inside.
         """
         training = keys is not None
-        x, extent = relu(self.stem(images, extents, training=training), self.dtype), halved(extents)
+        x, extent = relu(self.stem(images, extents, training=training), self.stem.conv.dtype), halved(extents)
         x = keep_inside(x, extent)  # nothing is negative here: zeros never win
         x, extent = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1))), halved(extent)
         maps = {}
         for name in self.channels:
-            stage = getattr(self, name)
 
-            def run(blocks: Iterable[Bottleneck], x: Array, extent: Array | None = extent) -> Array:
+            def run(
+                blocks: Iterable[Bottleneck], x: Array, extent: Array | None = extent
+            ) -> tuple[Array, Array | None]:
                 for block in blocks:
                     x = block(x, extent, training)
                     extent = halved(extent) if block.conv2.stride == 2 else extent
-                return x
+                return x, extent
 
-            x = maps[name] = apply(stage, run, x, remat=remat)
-            extent = halved(extent) if stage[0].conv2.stride == 2 else extent
+            x, extent = apply(getattr(self, name), run, x, remat=remat)
+            maps[name] = x
         return maps
